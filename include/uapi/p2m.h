@@ -128,12 +128,13 @@
  * struct p2m_header - what is mapped at P2M_OFFSET_HEADER
  * @abi_version: P2M_ABI_VERSION of the module.
  * @page_shift: log2 of the page size.
- * @generation: Odd while the structure of the mapped tables changes. Every such
- *              change adds 2; a store into a table that is there adds nothing.
- *              Read it before and after reading an entry: if it was odd or has
- *              changed, read the entry again.
+ * @generation: Odd while the structure of the P2M changes. Every such change adds
+ *              2; a store into a table that is there adds nothing. Read it before
+ *              and after reading an entry: if it was odd or has changed, read the
+ *              entry again.
  * @end_pfn: All populated PFNs are below this.
  * @end_mfn: All MFNs of the domain are below this; 0 without CAP_SYS_ADMIN.
+ * @m2p_generation: The same as @generation, for the M2P.
  */
 struct p2m_header {
 	__u32 abi_version;
@@ -141,6 +142,7 @@ struct p2m_header {
 	__aligned_u64 generation;
 	__aligned_u64 end_pfn;
 	__aligned_u64 end_mfn;
+	__aligned_u64 m2p_generation;
 };
 
 /* Bits of p2m_info.out_features. */

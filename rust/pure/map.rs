@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The maps of a domain: the P2M, and the M2P that is its inverse on the frames of the domain.
+//!
+//! The M2P alone proves nothing. Its entries may be stale for a moment, as a word of each map can't
+//! be stored at once, so a frame is at a PFN only if the P2M says so too: `p2m[m2p[m]] == m`, as in
+//! `mfn_to_pfn()` of `arch/x86/include/asm/xen/page.h`.
+
+use super::entry::{Entry, INVALID};
+use super::frame::{Mfn, Pfn, PfnRange};
+use super::sparse::{self, Sparse, Watch};
+use super::table::{NoMemory, TableId, TableStore};
+
+/// Words of the header table, in the order of `struct p2m_header`.
+///
+/// The first one belongs to whoever makes the maps.
+pub mod header {
+    /// Generation of the P2M.
+    pub const GENERATION: u64 = 1;
+    /// All populated PFNs are below this.
+    pub const END_PFN: u64 = 2;
+    /// All MFNs of the domain are below this.
+    pub const END_MFN: u64 = 3;
+    /// Generation of the M2P.
+    pub const M2P_GENERATION: u64 = 4;
+}
+
+/// Which of the two maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// From PFN to MFN.
+    P2m,
+    /// From MFN to PFN.
+    M2p,
+}
+
+/// Is told when somebody who looks at a leaf from outside has to look again.
+pub trait Views {
+    /// The leaf of a map with the word at `index` was replaced by another one.
+    ///
+    /// It is called while the generation is odd. When it returns, nobody sees the old leaf.
+    fn leaf_replaced(&self, which: Which, index: u64);
+}
+
+/// Nobody looks from outside.
+impl Views for () {
+    fn leaf_replaced(&self, _: Which, _: u64) {}
+}
+
+/// Counts generations with Xen's rule (`p2m_generation` of `struct arch_shared_info`): a change of
+/// the structure makes the number odd while it lasts and adds 2, a store of a value adds nothing.
+struct Generation<'a, S, V> {
+    store: &'a S,
+    views: &'a V,
+    header: TableId,
+    which: Which,
+}
+
+impl<S: TableStore, V: Views> Generation<'_, S, V> {
+    fn step(&self) {
+        let header = self.store.table(self.header);
+        let word = match self.which {
+            Which::P2m => header::GENERATION,
+            Which::M2p => header::M2P_GENERATION,
+        };
+        // The link that is stored next is stored with release order, hence seen after this.
+        header.store(word, header.load(word).wrapping_add(1));
+    }
+}
+
+impl<S: TableStore, V: Views> Watch for Generation<'_, S, V> {
+    fn before(&self) {
+        self.step();
+    }
+
+    fn leaf_replaced(&self, index: u64) {
+        self.views.leaf_replaced(self.which, index);
+    }
+
+    fn after(&self) {
+        self.step();
+    }
+}
+
+/// The right to change the maps.
+pub struct Writer {
+    p2m: sparse::Writer,
+    m2p: sparse::Writer,
+}
+
+impl Writer {
+    /// Returns the number of tables of a map.
+    pub fn nr_tables(&self, which: Which) -> u64 {
+        match which {
+            Which::P2m => self.p2m.nr_tables(),
+            Which::M2p => self.m2p.nr_tables(),
+        }
+    }
+}
+
+/// Why an entry can't be set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetError {
+    /// There is no memory for a table.
+    NoMemory,
+    /// The frame is at this PFN already, and can only be at one.
+    Elsewhere(Pfn),
+}
+
+impl From<NoMemory> for SetError {
+    fn from(_: NoMemory) -> Self {
+        Self::NoMemory
+    }
+}
+
+/// P2M and M2P of a domain.
+///
+/// # Invariants
+///
+/// When no writer is at work, the P2M has [`Entry::Present`] of an MFN at a PFN if and only if the
+/// M2P has the PFN at the MFN. So no frame is at two PFNs.
+pub struct Maps {
+    p2m: Sparse,
+    m2p: Sparse,
+    header: TableId,
+}
+
+impl Maps {
+    /// Makes empty maps.
+    pub fn new<S: TableStore>(store: &S) -> Result<(Self, Writer), NoMemory> {
+        let header = store.alloc(0)?;
+        let (p2m, p2m_writer) = Sparse::new(store);
+        let (m2p, m2p_writer) = Sparse::new(store);
+        // INVARIANT: Nothing is in either map.
+        let maps = Self { p2m, m2p, header };
+        let writer = Writer {
+            p2m: p2m_writer,
+            m2p: m2p_writer,
+        };
+        Ok((maps, writer))
+    }
+
+    /// Returns the id of the header table, of which the words in [`header`] are kept up to date.
+    pub fn header(&self) -> TableId {
+        self.header
+    }
+
+    /// Returns the generation of a map.
+    pub fn generation<S: TableStore>(&self, store: &S, which: Which) -> u64 {
+        store.table(self.header).load(match which {
+            Which::P2m => header::GENERATION,
+            Which::M2p => header::M2P_GENERATION,
+        })
+    }
+
+    /// Says that all populated PFNs are below `end`.
+    pub fn set_end_pfn<S: TableStore>(&self, _: &mut Writer, store: &S, end: u64) {
+        store.table(self.header).store(header::END_PFN, end);
+    }
+
+    /// Returns the number that all populated PFNs are below.
+    pub fn end_pfn<S: TableStore>(&self, store: &S) -> u64 {
+        store.table(self.header).load(header::END_PFN)
+    }
+
+    /// Returns what is at a PFN.
+    #[inline]
+    pub fn lookup<S: TableStore>(&self, store: &S, pfn: Pfn) -> Entry {
+        Entry::from_raw(self.p2m.load(store, pfn.get()))
+    }
+
+    /// Returns the first PFN from `pfn` on at which there may be something.
+    pub fn next_backed<S: TableStore>(&self, store: &S, pfn: Pfn) -> Option<Pfn> {
+        Pfn::new(self.p2m.next_leaf(store, pfn.get())?)
+    }
+
+    /// Returns the PFN at which a frame of the domain is.
+    #[inline]
+    pub fn mfn_to_pfn<S: TableStore>(&self, store: &S, mfn: Mfn) -> Option<Pfn> {
+        let pfn = Pfn::new(self.m2p.load(store, mfn.get()))?;
+        (self.lookup(store, pfn) == Entry::Present(mfn)).then_some(pfn)
+    }
+
+    /// Returns the leaf of a map with the word at `index`: the shared missing one where there is
+    /// none.
+    pub fn leaf<S: TableStore>(&self, store: &S, which: Which, index: u64) -> TableId {
+        let map = match which {
+            Which::P2m => &self.p2m,
+            Which::M2p => &self.m2p,
+        };
+        map.leaf(store, index).unwrap_or_else(|| store.missing(0))
+    }
+
+    fn watch<'a, S, V>(&self, store: &'a S, views: &'a V, which: Which) -> Generation<'a, S, V> {
+        Generation {
+            store,
+            views,
+            header: self.header,
+            which,
+        }
+    }
+
+    /// Puts `entry` at a PFN, in both maps, and returns what was there. Who replaces a frame of the
+    /// domain owns it from then on.
+    ///
+    /// After an error the maps are as before.
+    pub fn set<S: TableStore, V: Views>(
+        &self,
+        writer: &mut Writer,
+        store: &S,
+        views: &V,
+        pfn: Pfn,
+        entry: Entry,
+    ) -> Result<Entry, SetError> {
+        let old = self.lookup(store, pfn);
+        if old == entry {
+            return Ok(old);
+        }
+        if let Some(mfn) = entry.owned() {
+            if let Some(elsewhere) = self.mfn_to_pfn(store, mfn) {
+                return Err(SetError::Elsewhere(elsewhere));
+            }
+            let watch = self.watch(store, views, Which::M2p);
+            self.m2p
+                .store(&mut writer.m2p, store, &watch, mfn.get(), pfn.get())?;
+            let header = store.table(self.header);
+            // OVERFLOW: An MFN is below `Mfn::LIMIT`.
+            header.store(
+                header::END_MFN,
+                header.load(header::END_MFN).max(mfn.get() + 1),
+            );
+        }
+        let watch = self.watch(store, views, Which::P2m);
+        let stored = self
+            .p2m
+            .store(&mut writer.p2m, store, &watch, pfn.get(), entry.raw());
+
+        // INVARIANT: The frame that isn't at the PFN leaves the M2P: the old one after success, the
+        // new one after an error.
+        let gone = match stored {
+            Ok(()) => old,
+            Err(NoMemory) => entry,
+        };
+        if let Some(mfn) = gone.owned() {
+            self.forget(writer, store, views, mfn);
+            if stored.is_err() {
+                self.prune_m2p(writer, store, views, mfn, mfn);
+            }
+        }
+        stored?;
+        Ok(old)
+    }
+
+    /// Takes a frame out of the M2P.
+    fn forget<S: TableStore, V: Views>(&self, writer: &mut Writer, store: &S, views: &V, mfn: Mfn) {
+        let watch = self.watch(store, views, Which::M2p);
+        // Storing `INVALID` needs no table, so it can't fail.
+        let _ = self
+            .m2p
+            .store(&mut writer.m2p, store, &watch, mfn.get(), INVALID);
+    }
+
+    fn prune_m2p<S: TableStore, V: Views>(
+        &self,
+        writer: &mut Writer,
+        store: &S,
+        views: &V,
+        first: Mfn,
+        last: Mfn,
+    ) {
+        let watch = self.watch(store, views, Which::M2p);
+        self.m2p
+            .prune(&mut writer.m2p, store, &watch, first.get(), last.get());
+    }
+
+    /// Empties a range in both maps, passing each frame of the domain to `release`, and gives back
+    /// the tables that hold nothing any more.
+    pub fn clear<S: TableStore, V: Views>(
+        &self,
+        writer: &mut Writer,
+        store: &S,
+        views: &V,
+        range: PfnRange,
+        mut release: impl FnMut(Mfn),
+    ) {
+        let mut span: Option<(Mfn, Mfn)> = None;
+        for pfn in range.iter() {
+            let entry = self.lookup(store, pfn);
+            if entry == Entry::Invalid {
+                continue;
+            }
+            let watch = self.watch(store, views, Which::P2m);
+            // Storing `INVALID` needs no table, so it can't fail.
+            let _ = self
+                .p2m
+                .store(&mut writer.p2m, store, &watch, pfn.get(), INVALID);
+            if let Some(mfn) = entry.owned() {
+                self.forget(writer, store, views, mfn);
+                let (first, last) = span.unwrap_or((mfn, mfn));
+                span = Some((first.min(mfn), last.max(mfn)));
+                release(mfn);
+            }
+        }
+        if let Some((first, last)) = span {
+            self.prune_m2p(writer, store, views, first, last);
+        }
+        let watch = self.watch(store, views, Which::P2m);
+        // OVERFLOW: A range isn't empty.
+        let last = range.end() - 1;
+        self.p2m
+            .prune(&mut writer.p2m, store, &watch, range.start().get(), last);
+    }
+
+    /// Frees all tables. Frames that are still in the maps are the caller's affair.
+    ///
+    /// It's the last that is done with the maps.
+    pub fn destroy<S: TableStore>(&mut self, writer: &mut Writer, store: &S) {
+        self.p2m.clear(&mut writer.p2m, store);
+        self.m2p.clear(&mut writer.m2p, store);
+        store.free(self.header);
+    }
+}

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The pure part of p2m: everything that needs neither a kernel nor `unsafe`.
+//!
+//! It uses only `core` and the traits [`TableStore`](table::TableStore) and
+//! [`FrameSource`](policy::FrameSource), so the same source is compiled into the module and, by
+//! `tools/pure`, into a library for the host, where it is tested, fuzzed and measured.
+//!
+//! From the bottom up:
+//!
+//! - [`frame`]: frame numbers and ranges of them.
+//! - [`entry`]: P2M entries in Xen's encoding.
+//! - [`table`]: page-sized tables of words, and who provides them.
+//! - [`sparse`]: a sparse array made of such tables, read without a lock.
+//! - [`map`]: the P2M and the M2P of a domain, kept consistent.
+//! - [`runs`]: ranges of PFNs as machine runs.
+//! - [`policy`]: which machine frames a region gets, and in which order.
+
+pub mod entry;
+pub mod frame;
+pub mod map;
+pub mod policy;
+pub mod runs;
+pub mod sparse;
+pub mod table;

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Policies: which machine frames a region gets, and in which order.
+
+use super::frame::Mfn;
+
+/// Provides machine frames. It's the one place where they come in.
+///
+/// Frames come in blocks, but each goes back on its own.
+pub trait FrameSource {
+    /// The highest order that [`alloc()`](Self::alloc) can provide.
+    const MAX_ORDER: u32;
+
+    /// Returns the first of `1 << order` zeroed frames that follow each other.
+    fn alloc(&mut self, order: u32) -> Option<Mfn>;
+
+    /// Returns the first of `nr` zeroed frames that follow each other, however many these are.
+    fn alloc_run(&mut self, nr: usize) -> Option<Mfn>;
+
+    /// Takes a frame back.
+    fn free(&mut self, mfn: Mfn);
+
+    /// Returns whether the caller was told to stop.
+    fn is_interrupted(&self) -> bool;
+}
+
+/// What is asked of the frames of a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// Whatever is fastest.
+    Any,
+    /// No two neighbours are neighbours in the machine, in either direction. The order is a function
+    /// of the seed and of the set of frames.
+    Scatter {
+        /// Selects one of the orders.
+        seed: u64,
+    },
+    /// One machine run.
+    Contiguous,
+}
+
+/// Why frames can't be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameError {
+    /// There is no memory.
+    NoMemory,
+    /// There is memory, but no run as long as it would have to be.
+    NoRun,
+    /// The caller was told to stop.
+    Interrupted,
+}
+
+impl Policy {
+    /// Fills `frames` with frames from `source`: all of it, or after an error nothing.
+    pub fn fill<F: FrameSource>(
+        self,
+        source: &mut F,
+        frames: &mut [Mfn],
+    ) -> Result<(), FrameError> {
+        match self {
+            Self::Any => collect(source, frames),
+            Self::Scatter { seed } if frames.len() < MIN_SCATTER => {
+                let mut spare = [Mfn::ZERO; 2 * MIN_SCATTER];
+                // PANIC: There are twice as many as `MIN_SCATTER`.
+                let candidates = &mut spare[..2 * frames.len()];
+                collect(source, candidates)?;
+                candidates.sort_unstable();
+                // Every second of different numbers in order: the difference is at least 2.
+                for (index, &mfn) in candidates.iter().enumerate() {
+                    match frames.get_mut(index / 2) {
+                        Some(frame) if index % 2 == 0 => *frame = mfn,
+                        _ => source.free(mfn),
+                    }
+                }
+                shuffle(frames, &mut Random(seed));
+                Ok(())
+            }
+            Self::Scatter { seed } => {
+                collect(source, frames)?;
+                scatter(frames, seed);
+                Ok(())
+            }
+            Self::Contiguous => {
+                let first = source.alloc_run(frames.len()).ok_or(FrameError::NoRun)?;
+                for (frame, mfn) in frames.iter_mut().zip(run(first)) {
+                    *frame = mfn;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Returns the frames from `first` on.
+fn run(first: Mfn) -> impl Iterator<Item = Mfn> {
+    (0..).map_while(move |nr| first.checked_add(nr))
+}
+
+/// Fills `frames` in as large blocks as there are.
+///
+/// It never asks again for a size that was refused, so a fragmented machine costs one failure an
+/// order.
+fn collect<F: FrameSource>(source: &mut F, frames: &mut [Mfn]) -> Result<(), FrameError> {
+    let mut order = F::MAX_ORDER;
+    let mut done = 0;
+    while done < frames.len() {
+        // PANIC: `done` is smaller than the length.
+        let rest = &mut frames[done..];
+        order = order.min(rest.len().ilog2());
+        let error = if source.is_interrupted() {
+            FrameError::Interrupted
+        } else if let Some(first) = source.alloc(order) {
+            for (frame, mfn) in rest.iter_mut().take(1 << order).zip(run(first)) {
+                *frame = mfn;
+            }
+            // OVERFLOW: The block isn't larger than the rest.
+            done += 1 << order;
+            continue;
+        } else if order > 0 {
+            order -= 1;
+            continue;
+        } else {
+            FrameError::NoMemory
+        };
+        for &mfn in frames.iter().take(done) {
+            source.free(mfn);
+        }
+        return Err(error);
+    }
+    Ok(())
+}
+
+/// From this number on, different frames can always be put into an order without neighbours. Of
+/// three that follow each other, the one in the middle is next to both others.
+pub const MIN_SCATTER: usize = 4;
+
+/// How often a neighbour is exchanged for another frame before [`scatter()`] does without chance.
+const MAX_TRIES: usize = 128;
+
+/// Puts at least [`MIN_SCATTER`] different frames into an order in which no two neighbours are
+/// neighbours in the machine. The order depends on the set of frames and the seed only.
+fn scatter(frames: &mut [Mfn], seed: u64) {
+    let mut random = Random(seed);
+    frames.sort_unstable();
+    shuffle(frames, &mut random);
+    // A random order has two such neighbours on average, whatever its length.
+    for index in 1..frames.len() {
+        if is_apart(frames, index) {
+            continue;
+        }
+        let repaired = (0..MAX_TRIES).any(|_| {
+            let other = random.below(frames.len());
+            frames.swap(index, other);
+            let is_good = [index, index + 1, other, other + 1]
+                .iter()
+                .all(|&place| is_apart(frames, place));
+            if !is_good {
+                frames.swap(index, other);
+            }
+            is_good
+        });
+        if !repaired {
+            return interleave(frames);
+        }
+    }
+}
+
+/// Returns whether the frames before and at `index` are no neighbours. True at either end.
+fn is_apart(frames: &[Mfn], index: usize) -> bool {
+    match (
+        index.checked_sub(1).and_then(|before| frames.get(before)),
+        frames.get(index),
+    ) {
+        (Some(before), Some(frame)) => !before.is_adjacent_to(*frame),
+        _ => true,
+    }
+}
+
+/// Puts the frames into an order without neighbours that needs no luck: every second one, then the
+/// others.
+fn interleave(frames: &mut [Mfn]) {
+    frames.sort_unstable();
+    // In place, without memory: rotate the odd places of ever longer beginnings to the front. Only
+    // sets of a few frames come here.
+    for place in 0..frames.len() / 2 {
+        // PANIC: `2 * place + 1` is smaller than the length.
+        frames[place..=2 * place + 1].rotate_right(1);
+    }
+}
+
+/// Puts the frames into a random order (Fisher and Yates).
+fn shuffle(frames: &mut [Mfn], random: &mut Random) {
+    for len in (2..=frames.len()).rev() {
+        let other = random.below(len);
+        frames.swap(len - 1, other);
+    }
+}
+
+/// SplitMix64, by Sebastiano Vigna: small, fast, and every seed is as good as any other.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Returns a number below `limit`, which is not 0.
+    fn below(&mut self, limit: usize) -> usize {
+        // The high half of the product (Lemire). Its bias is one in 2^64 / limit.
+        // CAST: The high half is below `limit`.
+        ((u128::from(self.next()) * limit as u128) >> 64) as usize
+    }
+}

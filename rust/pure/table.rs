@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Page-sized tables of words, and who provides them.
+
+#[cfg(not(loom))]
+use core::sync::atomic::{AtomicU64, Ordering};
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU64, Ordering};
+
+/// log2 of the number of words in a table.
+///
+/// A model checker looks at every word in every state, so it gets small tables.
+pub const TABLE_BITS: u32 = if cfg!(loom) { 1 } else { 9 };
+
+/// Number of words in a table.
+pub const TABLE_WORDS: usize = 1 << TABLE_BITS;
+
+/// A page of words that are read and written at any time by anyone.
+#[cfg_attr(not(loom), repr(C, align(4096)))]
+pub struct Table {
+    words: [AtomicU64; TABLE_WORDS],
+}
+
+impl Table {
+    /// Makes a table of `fill`.
+    pub fn new(fill: u64) -> Self {
+        Self {
+            words: core::array::from_fn(|_| AtomicU64::new(fill)),
+        }
+    }
+
+    /// Sets all words of a table that nobody else can see yet.
+    pub fn fill(&self, word: u64) {
+        for slot in &self.words {
+            slot.store(word, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns the word that `index` selects by its low [`TABLE_BITS`] bits.
+    ///
+    /// What was written before that word was stored is seen from now on.
+    #[inline]
+    pub fn load(&self, index: u64) -> u64 {
+        self.slot(index).load(Ordering::Acquire)
+    }
+
+    /// Stores a word where `index` selects by its low [`TABLE_BITS`] bits.
+    ///
+    /// Who loads it sees what was written before.
+    #[inline]
+    pub fn store(&self, index: u64, word: u64) {
+        self.slot(index).store(word, Ordering::Release);
+    }
+
+    /// Returns whether all words are `word`.
+    pub fn is_all(&self, word: u64) -> bool {
+        self.words
+            .iter()
+            .all(|slot| slot.load(Ordering::Relaxed) == word)
+    }
+
+    #[inline]
+    fn slot(&self, index: u64) -> &AtomicU64 {
+        // CAST: Masked to the few bits that an index has.
+        // PANIC: The mask makes the index smaller than the number of words.
+        &self.words[(index & (TABLE_WORDS as u64 - 1)) as usize]
+    }
+}
+
+/// Names a table of a [`TableStore`].
+///
+/// # Invariants
+///
+/// The low 12 bits are 0, so that a word that names a table has room for a tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TableId(u64);
+
+impl TableId {
+    /// The bits that are 0 in every id.
+    pub const TAG_MASK: u64 = 0xfff;
+
+    /// Makes an id of a word that a store made up.
+    #[inline]
+    pub const fn new(word: u64) -> Option<Self> {
+        if word & Self::TAG_MASK == 0 {
+            // INVARIANT: The low bits have just been checked.
+            Some(Self(word))
+        } else {
+            None
+        }
+    }
+
+    /// Makes an id of a word which an id, and perhaps a tag, was stored in.
+    #[inline]
+    pub(super) const fn untag(word: u64) -> Self {
+        // INVARIANT: The low bits are masked away.
+        Self(word & !Self::TAG_MASK)
+    }
+
+    /// Returns the word that stands for the id.
+    #[inline]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+/// There was no memory for a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoMemory;
+
+/// Provides tables.
+///
+/// In the module it is the page allocator, and an id is the address of a page. On the host it is a
+/// store that notices a table that is used after it was freed.
+///
+/// Who uses a store passes to [`table()`](Self::table), [`retire()`](Self::retire) and
+/// [`free()`](Self::free) only ids that [`alloc()`](Self::alloc) or [`missing()`](Self::missing)
+/// of the same store returned and that are still there.
+pub trait TableStore {
+    /// Returns a new table, all words of which are `fill`.
+    fn alloc(&self, fill: u64) -> Result<TableId, NoMemory>;
+
+    /// Returns a table by its id.
+    fn table(&self, id: TableId) -> &Table;
+
+    /// Frees a table that nobody else can see.
+    fn free(&self, id: TableId);
+
+    /// Frees a table that can't be found any more, once all lookups that may have found it before
+    /// are over.
+    fn retire(&self, id: TableId);
+
+    /// Returns the shared table that stands for a missing one at `level`, counted from the leaves.
+    ///
+    /// At level 0 all of its words are [`INVALID`](super::entry::INVALID), above they are the id of
+    /// the missing table one level lower. It is never written and never freed.
+    fn missing(&self, level: usize) -> TableId;
+}
