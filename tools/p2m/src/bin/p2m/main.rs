@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The command line of p2m.
+
+mod alloc;
+mod args;
+mod check;
+mod format;
+mod inspect;
+mod layout;
+
+use std::io::{self, BufWriter, Write};
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::args::{Args, Command};
+
+fn main() -> ExitCode {
+    let args = Args::from_command_line();
+    let mut out = BufWriter::new(io::stdout().lock());
+    // What was printed before an error is still worth to be seen.
+    let outcome = run(&args, &mut out).and_then(|good| {
+        out.flush()?;
+        Ok(good)
+    });
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Does what was asked for, and returns whether all that was found is good.
+fn run(args: &Args, out: &mut impl Write) -> Result<bool> {
+    match &args.command {
+        Command::Info => inspect::info(args, out),
+        Command::Stat(of) => inspect::stat(args, of, out),
+        Command::Alloc(what) => alloc::alloc(args, what, out),
+        Command::Map(what) => inspect::map(args, what, out),
+        Command::Translate(what) => inspect::translate(args, what, out),
+        Command::Check(of) => inspect::check(args, of, out),
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Args::described(), "p2m", out);
+            Ok(true)
+        }
+    }
+}
+
+/// Tells what went wrong, why, and what to do about it.
+fn complain(error: &anyhow::Error) {
+    // Whoever closed the pipe has seen enough, as in "p2m map | head".
+    let broken_pipe = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+    if error.downcast_ref().is_some_and(broken_pipe) {
+        return;
+    }
+    eprintln!("p2m: {error:#}");
+    if let Some(hint) = error.downcast_ref().and_then(p2m::Error::hint) {
+        eprintln!("hint: {hint}");
+    }
+}

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pseudo-physical memory by `/dev/p2m`.
+//!
+//! A [`Domain`] is a pseudo-physical space. Its pages are numbered by [`Pfn`]s and look like one
+//! piece, whatever machine frames ([`Mfn`]s) they are in. The P2M is the map from PFN to MFN, the M2P
+//! the map back.
+//!
+//! ```no_run
+//! use p2m::{Access, Domain, Policy, Populate};
+//! use std::sync::atomic::Ordering;
+//!
+//! let domain = Domain::open()?;
+//! // A MiB of PFNs without a gap, and no two of its machine frames are neighbours.
+//! let region = domain.region(256).policy(Policy::SCATTER).seed(7).create()?;
+//! let memory = domain.map(region.range(), Access::ReadWrite, Populate::Lazily)?;
+//! if let Some(words) = memory.words() {
+//!     words[0].store(1, Ordering::Relaxed);
+//! }
+//! for run in domain.runs(region.range()) {
+//!     let run = run?;
+//!     println!("PFN {} -> {}, {} pages", run.pfn, run.entry, run.nr_pages);
+//! }
+//! # Ok::<(), p2m::Error>(())
+//! ```
+//!
+//! The same question has several answers here: [`Domain::translate()`] asks the module by ioctl,
+//! [`Domain::read_entries()`] by read(2), [`Domain::runs()`] for the whole layout; [`TableView`]
+//! looks into the module's own tables without a system call; and [`Pagemap`] asks the rest of the
+//! kernel, which doesn't know of the P2M at all.
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+compile_error!("the offsets of /dev/p2m need 64-bit Linux");
+
+mod abi;
+mod domain;
+mod error;
+mod frame;
+mod mapping;
+mod pagemap;
+mod table;
+mod words;
+
+pub use domain::{Domain, Info, RegionBuilder, Runs, Stat};
+pub use error::{Error, Operation, Result};
+pub use frame::{Entry, EntryKind, Mfn, Pfn, Policy, Region, Run, UnknownPolicy, pages};
+pub use mapping::{Access, Mapping, Populate};
+pub use pagemap::Pagemap;
+pub use table::TableView;
+
+/// The device node.
+pub const DEVICE: &str = {
+    match abi::P2M_DEVICE.split_last() {
+        Some((0, path)) => match core::str::from_utf8(path) {
+            Ok(path) => path,
+            Err(_) => panic!("not UTF-8"),
+        },
+        _ => panic!("not a C string"),
+    }
+};

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The program without the device. What needs it, is in `selftests/cli.sh`.
+
+use assert_cmd::Command;
+use predicates::prelude::PredicateBooleanExt;
+use predicates::str::{contains, is_empty, starts_with};
+
+fn p2m(line: &str) -> assert_cmd::assert::Assert {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_p2m"));
+    command.args(line.split_whitespace()).assert()
+}
+
+#[test]
+fn wrong_usage_exits_with_2_and_says_how_it_is_right() {
+    for line in [
+        "",
+        "bogus",
+        "info --bogus",
+        "alloc",
+        "alloc 0",
+        "alloc 1M --policy bogus",
+        "alloc 1M --seed 1",
+        "map",
+        "check",
+        "stat --fd 3",
+        "translate --pid 1",
+        "completions bogus",
+    ] {
+        p2m(line)
+            .code(2)
+            .stdout(is_empty())
+            .stderr(contains("--help").or(contains("Usage:")));
+    }
+}
+
+#[test]
+fn a_missing_device_means_that_the_module_is_not_loaded() {
+    for line in ["info", "stat", "alloc 1M", "info --json"] {
+        p2m(&format!("--device /nonexistent {line}"))
+            .code(1)
+            .stdout(is_empty())
+            .stderr(starts_with("p2m: /nonexistent: cannot open"))
+            .stderr(contains(
+                "\nhint: the module is not loaded: insmod p2m.ko\n",
+            ));
+    }
+}
+
+#[test]
+fn another_device_is_told_from_the_right_one() {
+    p2m("--device /dev/null info")
+        .code(1)
+        .stdout(is_empty())
+        .stderr(contains("hint: the descriptor is not one of /dev/p2m"));
+}
+
+#[test]
+fn only_a_process_with_the_device_can_be_attached_to() {
+    let pid = std::process::id();
+    for command in ["map", "check", "stat", "translate 1"] {
+        p2m(&format!("{command} --pid {pid}"))
+            .code(1)
+            .stdout(is_empty())
+            .stderr(contains(format!(
+                "process {pid} has no descriptor of /dev/p2m"
+            )));
+        p2m(&format!("{command} --pid {pid} --fd 999"))
+            .code(1)
+            .stdout(is_empty())
+            .stderr(contains("hint: the process has no such descriptor"));
+    }
+}
+
+#[test]
+fn there_is_help_for_every_command() {
+    for command in [
+        "info",
+        "stat",
+        "alloc",
+        "map",
+        "translate",
+        "check",
+        "completions",
+    ] {
+        p2m("--help")
+            .code(0)
+            .stdout(contains(format!("\n  {command} ")));
+        p2m(&format!("{command} --help"))
+            .code(0)
+            .stdout(contains("Usage: p2m"));
+    }
+}
+
+#[test]
+fn completions_know_the_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        p2m(&format!("completions {shell}"))
+            .code(0)
+            .stdout(contains("translate"))
+            .stderr(is_empty());
+    }
+}
