@@ -100,18 +100,19 @@ impl Entry {
         }
     }
 
-    /// Returns the entry that continues a run that begins with `self`, `nr` pages further.
+    /// Returns the entry that continues a run that begins with `self`, `nr` pages further: none
+    /// where there are no MFNs any more.
     #[inline]
-    pub const fn advance(self, nr: u64) -> Self {
+    pub const fn advance(self, nr: u64) -> Option<Self> {
         let advanced = match self {
-            Self::Invalid => return Self::Invalid,
+            Self::Invalid => return Some(Self::Invalid),
             Self::Identity(mfn) | Self::Foreign(mfn) | Self::Present(mfn) => mfn.checked_add(nr),
         };
         match (self, advanced) {
-            (Self::Identity(_), Some(mfn)) => Self::Identity(mfn),
-            (Self::Foreign(_), Some(mfn)) => Self::Foreign(mfn),
-            (Self::Present(_), Some(mfn)) => Self::Present(mfn),
-            _ => Self::Invalid,
+            (Self::Identity(_), Some(mfn)) => Some(Self::Identity(mfn)),
+            (Self::Foreign(_), Some(mfn)) => Some(Self::Foreign(mfn)),
+            (Self::Present(_), Some(mfn)) => Some(Self::Present(mfn)),
+            _ => None,
         }
     }
 }

@@ -25,7 +25,7 @@ impl Run {
     /// Returns the run that goes on with `next`, if it does.
     pub fn merge(self, next: Self) -> Option<Self> {
         let continues = self.pfn.get().checked_add(self.nr_pages) == Some(next.pfn.get())
-            && self.entry.advance(self.nr_pages) == next.entry;
+            && self.entry.advance(self.nr_pages) == Some(next.entry);
         continues.then_some(Self {
             // OVERFLOW: Both are in the PFN space, one after the other.
             nr_pages: self.nr_pages + next.nr_pages,
@@ -56,7 +56,7 @@ pub fn piece<S: TableStore>(maps: &Maps, store: &S, range: PfnRange) -> Run {
     if hole == 0 {
         while nr_pages < PIECE_PAGES {
             match range.nth(nr_pages) {
-                Some(next) if maps.lookup(store, next) == entry.advance(nr_pages) => {
+                Some(next) if entry.advance(nr_pages) == Some(maps.lookup(store, next)) => {
                     nr_pages += 1;
                 }
                 _ => break,
