@@ -17,7 +17,8 @@
 //! Lookups take no lock. Every change of the structure is one store of one link, made after what
 //! it links to is complete; a table that was unlinked is freed only when no lookup can be in it any
 //! more ([`TableStore::retire()`]). The tree grows by a new root that has the old one as its first
-//! child, so those still in the old root go on. Writers are serialised by their [`Writer`].
+//! child, and shrinks by the reverse, so those still in the old root go on. Writers are serialised
+//! by their [`Writer`].
 
 #[cfg(not(loom))]
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -287,14 +288,16 @@ impl Sparse {
         }
         watch.before();
         self.root.store(root.word(), Ordering::Release);
-        if root.level == 0 {
+        // A tree that gets higher or lower keeps its leaves.
+        if old.level == 0 && root.level == 0 {
             watch.leaf_replaced(index);
         }
         watch.after();
         old
     }
 
-    /// Gives back the tables between the indices `first` and `last` that hold nothing any more.
+    /// Gives back the tables between the indices `first` and `last` that hold nothing any more, and
+    /// the roots that are higher than the array still needs.
     pub fn prune<S: TableStore>(
         &self,
         writer: &mut Writer,
@@ -304,19 +307,44 @@ impl Sparse {
         last: u64,
     ) {
         let root = self.root();
-        let missing = store.missing(root.level);
-        if root.id == missing || !root.covers(first) {
+        if root.id == store.missing(root.level) {
             return;
         }
-        let last = last.min(span(root.level + 1) - 1);
-        if Self::prune_below(writer, store, watch, root, (first, last)) {
-            let empty = Root {
-                id: missing,
-                level: root.level,
+        // What is left of a tree that failed to grow high enough doesn't cover the range.
+        if root.covers(first) {
+            let last = last.min(span(root.level + 1) - 1);
+            if Self::prune_below(writer, store, watch, root, (first, last)) {
+                let empty = Root {
+                    id: store.missing(0),
+                    level: 0,
+                };
+                // INVARIANT: The missing table takes the place of a tree that had nothing in it.
+                let old = self.set_root(store, watch, empty, first);
+                writer.retire(store, old.id);
+                return;
+            }
+        }
+        self.lower(writer, store, watch);
+    }
+
+    /// Makes the tree of an array that isn't empty as low as its highest index allows.
+    fn lower<S: TableStore>(&self, writer: &mut Writer, store: &S, watch: &impl Watch) {
+        let mut root = self.root();
+        while let Some(below) = root.level.checked_sub(1) {
+            let table = store.table(root.id);
+            let missing = store.missing(below).get();
+            if (1..TABLE_WORDS as u64).any(|slot| table.load(slot) != missing) {
+                break;
+            }
+            let child = Root {
+                id: TableId::untag(table.load(0)),
+                level: below,
             };
-            // INVARIANT: The missing table takes the place of one that had nothing in it.
-            let old = self.set_root(store, watch, empty, first);
-            writer.retire(store, old.id);
+            // INVARIANT: The old root had nothing but this child. It keeps the link, for those who
+            // are still in it.
+            self.set_root(store, watch, child, 0);
+            writer.retire(store, root.id);
+            root = child;
         }
     }
 

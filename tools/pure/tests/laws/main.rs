@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The laws of the pure part of p2m.
+//!
+//! Each module has a naive model of what it tests: a map, a set or a loop over all pages. Where the
+//! space is small enough, all of it is tried, else it is sampled with fixed limits.
+
+mod entry;
+mod frame;
+mod map;
+mod policy;
+mod rig;
+mod runs;
+mod sparse;
+mod stress;
+mod views;
