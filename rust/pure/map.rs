@@ -12,9 +12,9 @@ use super::sparse::{self, Sparse, Watch};
 use super::table::{NoMemory, TableId, TableStore};
 
 /// Words of the header table, in the order of `struct p2m_header`.
-///
-/// The first one belongs to whoever makes the maps.
 pub mod header {
+    /// Version of the ABI, and log2 of the page size in the high half.
+    pub const VERSION: u64 = 0;
     /// Generation of the P2M.
     pub const GENERATION: u64 = 1;
     /// All populated PFNs are below this.
@@ -140,7 +140,7 @@ impl Maps {
         Ok((maps, writer))
     }
 
-    /// Returns the id of the header table, of which the words in [`header`] are kept up to date.
+    /// Returns the id of the header table, of which the generations are kept up to date.
     pub fn header(&self) -> TableId {
         self.header
     }
@@ -153,9 +153,20 @@ impl Maps {
         })
     }
 
+    /// Stores the word that says what the header is.
+    pub fn set_version<S: TableStore>(&self, store: &S, version: u64) {
+        store.table(self.header).store(header::VERSION, version);
+    }
+
     /// Says that all populated PFNs are below `end`.
     pub fn set_end_pfn<S: TableStore>(&self, _: &mut Writer, store: &S, end: u64) {
         store.table(self.header).store(header::END_PFN, end);
+    }
+
+    /// Says that all MFNs of the domain are below `end`, or what was said before if that's more.
+    pub fn raise_end_mfn<S: TableStore>(&self, _: &mut Writer, store: &S, end: u64) {
+        let header = store.table(self.header);
+        header.store(header::END_MFN, header.load(header::END_MFN).max(end));
     }
 
     /// Returns the number that all populated PFNs are below.
@@ -223,12 +234,6 @@ impl Maps {
             let watch = self.watch(store, views, Which::M2p);
             self.m2p
                 .store(&mut writer.m2p, store, &watch, mfn.get(), pfn.get())?;
-            let header = store.table(self.header);
-            // OVERFLOW: An MFN is below `Mfn::LIMIT`.
-            header.store(
-                header::END_MFN,
-                header.load(header::END_MFN).max(mfn.get() + 1),
-            );
         }
         let watch = self.watch(store, views, Which::P2m);
         let stored = self

@@ -64,7 +64,7 @@ impl Policy {
                 // PANIC: There are twice as many as `MIN_SCATTER`.
                 let candidates = &mut spare[..2 * frames.len()];
                 collect(source, candidates)?;
-                candidates.sort_unstable();
+                sort(candidates);
                 // Every second of different numbers in order: the difference is at least 2.
                 for (index, &mfn) in candidates.iter().enumerate() {
                     match frames.get_mut(index / 2) {
@@ -141,7 +141,7 @@ const MAX_TRIES: usize = 128;
 /// neighbours in the machine. The order depends on the set of frames and the seed only.
 fn scatter(frames: &mut [Mfn], seed: u64) {
     let mut random = Random(seed);
-    frames.sort_unstable();
+    sort(frames);
     shuffle(frames, &mut random);
     // A random order has two such neighbours on average, whatever its length.
     for index in 1..frames.len() {
@@ -179,12 +179,54 @@ fn is_apart(frames: &[Mfn], index: usize) -> bool {
 /// Puts the frames into an order without neighbours that needs no luck: every second one, then the
 /// others.
 fn interleave(frames: &mut [Mfn]) {
-    frames.sort_unstable();
+    sort(frames);
     // In place, without memory: rotate the odd places of ever longer beginnings to the front. Only
     // sets of a few frames come here.
     for place in 0..frames.len() / 2 {
         // PANIC: `2 * place + 1` is smaller than the length.
         frames[place..=2 * place + 1].rotate_right(1);
+    }
+}
+
+/// Sorts different frames, bit by bit from the highest one in which they differ.
+///
+/// Frames come in blocks, and a block is in order. So few bits have to be looked at, in long runs
+/// of the same value, and what remains is found to be in order.
+fn sort(frames: &mut [Mfn]) {
+    let mut rest = frames;
+    while !rest.is_sorted() {
+        let first = rest.first().map_or(0, |mfn| mfn.get());
+        let differing = rest.iter().fold(0, |bits, mfn| bits | (mfn.get() ^ first));
+        let Some(bit) = differing.checked_ilog2() else {
+            break;
+        };
+        let nr_zeros = partition(rest, bit);
+        // PANIC: `partition()` returns a position in the slice.
+        let (zeros, ones) = rest.split_at_mut(nr_zeros);
+        // As each step is about a lower bit, there are at most as many as an MFN has.
+        sort(zeros);
+        rest = ones;
+    }
+}
+
+/// Moves frames with a bit clear before those that have it set, and returns how many they are.
+fn partition(frames: &mut [Mfn], bit: u32) -> usize {
+    let is_set = |mfn: &Mfn| mfn.get() >> bit & 1 != 0;
+    let (mut start, mut end) = (0, frames.len());
+    loop {
+        while start < end && !frames.get(start).is_some_and(is_set) {
+            start += 1;
+        }
+        while start < end && frames.get(end - 1).is_some_and(is_set) {
+            end -= 1;
+        }
+        if start == end {
+            return start;
+        }
+        // OVERFLOW: There is a frame with the bit set at `start`, and one without before `end`.
+        end -= 1;
+        frames.swap(start, end);
+        start += 1;
     }
 }
 

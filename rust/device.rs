@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `/dev/p2m`: what userspace asks for, checked and handed on to the domain.
+
+use kernel::{
+    fs::{
+        File,
+        Kiocb, //
+    },
+    iov::IovIterDest,
+    miscdevice::{
+        MiscDevice,
+        MiscDeviceRegistration, //
+    },
+    mm::virt::VmaNew,
+    prelude::*,
+    seq_file::SeqFile,
+    seq_print,
+    sync::rcu,
+    uaccess::UserPtr, //
+};
+
+use crate::{
+    abi::{
+        self,
+        Command, //
+    },
+    domain::{
+        self,
+        Domain,
+        Place, //
+    },
+    frames,
+    pure::{
+        frame::{
+            Pfn,
+            PAGE_SHIFT, //
+        },
+        policy::FrameSource,
+        runs::Run, //
+    },
+    vma, //
+};
+
+/// Number of words that are looked up at once, between two looks at signals.
+const CHUNK: usize = 512;
+
+/// Size of an entry in bytes.
+const ENTRY_SIZE: usize = core::mem::size_of::<u64>();
+
+#[vtable]
+impl MiscDevice for Domain {
+    type Ptr = Pin<KBox<Self>>;
+
+    fn open(file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
+        Domain::new(file)
+    }
+
+    fn mmap(me: Pin<&Self>, _file: &File, vma: &VmaNew) -> Result {
+        vma::mmap(&me, vma)
+    }
+
+    fn ioctl(me: Pin<&Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        let arg = UserPtr::from_addr(arg);
+        match cmd {
+            abi::p2m_info::NUMBER => abi::handle(arg, |command| info(&me, command)),
+            abi::p2m_stat::NUMBER => abi::handle(arg, |command| stat(&me, command)),
+            abi::p2m_region_create::NUMBER => {
+                abi::handle(arg, |command| region_create(&me, command))
+            }
+            abi::p2m_region_destroy::NUMBER => {
+                abi::handle(arg, |command| region_destroy(&me, command))
+            }
+            abi::p2m_region_list::NUMBER => abi::handle(arg, |command| region_list(&me, command)),
+            abi::p2m_translate::NUMBER => abi::handle(arg, |command| translate(&me, command)),
+            abi::p2m_runs::NUMBER => abi::handle(arg, |command| runs(&me, command)),
+            _ => Err(ENOTTY),
+        }
+    }
+
+    fn read_iter(mut kiocb: Kiocb<'_, Self::Ptr>, iov: &mut IovIterDest<'_>) -> Result<usize> {
+        let me = kiocb.file();
+        let position = kiocb.ki_pos_mut();
+        let offset = u64::try_from(*position).map_err(|_| EINVAL)?;
+        if offset % ENTRY_SIZE as u64 != 0 || iov.len() % ENTRY_SIZE != 0 {
+            return Err(EINVAL);
+        }
+        let mut words = KVec::from_elem(0u64, CHUNK, GFP_KERNEL)?;
+        let mut pfn = offset / ENTRY_SIZE as u64;
+        let mut done = 0;
+        while !iov.is_empty() && pfn < me.end_pfn() {
+            check_killed()?;
+            // CAST: At most `CHUNK`.
+            let nr = (me.end_pfn() - pfn).min((iov.len() / ENTRY_SIZE).min(CHUNK) as u64) as usize;
+            let words = words.get_mut(..nr).ok_or(EINVAL)?;
+            me.lookup(pfn, words);
+            // A part of an entry is not an entry.
+            let copied = iov.copy_to_iter(words.as_bytes()) / ENTRY_SIZE;
+            done += copied * ENTRY_SIZE;
+            pfn += copied as u64;
+            if copied < nr {
+                if done == 0 {
+                    return Err(EFAULT);
+                }
+                break;
+            }
+        }
+        // OVERFLOW: PFNs are below 2^31.
+        *position = (pfn * ENTRY_SIZE as u64) as i64;
+        Ok(done)
+    }
+
+    fn show_fdinfo(me: Pin<&Self>, m: &SeqFile, _file: &File) {
+        let mut stat = abi::p2m_stat::default();
+        me.stat(&mut stat);
+        seq_print!(m, "p2m-regions:\t{}\n", stat.out_regions);
+        seq_print!(m, "p2m-pages:\t{}\n", stat.out_pages);
+        seq_print!(m, "p2m-tables:\t{}\n", stat.out_p2m_tables);
+        seq_print!(m, "p2m-m2p-tables:\t{}\n", stat.out_m2p_tables);
+        seq_print!(m, "p2m-generation:\t{}\n", stat.out_generation);
+        seq_print!(m, "p2m-faults:\t{}\n", stat.out_faults);
+        seq_print!(m, "p2m-fault-pages:\t{}\n", stat.out_fault_pages);
+    }
+}
+
+/// Fails if the caller was killed.
+fn check_killed() -> Result {
+    if frames::Source.is_interrupted() {
+        return Err(EINTR);
+    }
+    Ok(())
+}
+
+fn info(domain: &Domain, command: &mut abi::p2m_info) -> Result {
+    command.out_abi_version = abi::P2M_ABI_VERSION;
+    command.out_page_shift = PAGE_SHIFT;
+    command.out_features = u64::from(abi::P2M_FEATURE_TABLE_MMAP);
+    command.out_policies = domain::POLICIES;
+    command.out_max_pfn = Pfn::LIMIT;
+    command.out_max_mfn = 0;
+    command.out_max_domain_pages = domain::max_pages();
+    command.out_max_total_pages = frames::max_total();
+    command.out_max_regions = domain::max_regions();
+    command.out_default_policy = domain::default_policy();
+    if domain.sees_mfns() {
+        command.out_features |= u64::from(abi::P2M_FEATURE_MFN_VISIBLE);
+        command.out_max_mfn = frames::max_mfn();
+    }
+    Ok(())
+}
+
+fn stat(domain: &Domain, command: &mut abi::p2m_stat) -> Result {
+    domain.stat(command);
+    Ok(())
+}
+
+fn region_create(domain: &Domain, command: &mut abi::p2m_region_create) -> Result {
+    if command.__reserved != 0 {
+        return Err(EINVAL);
+    }
+    let place = if command.flags & abi::P2M_REGION_FIXED != 0 {
+        Place::Fixed(abi::range(command.base_pfn, command.nr_pages)?)
+    } else {
+        if command.base_pfn != 0 {
+            return Err(EINVAL);
+        }
+        // As long as the whole space it may be, wherever it will be.
+        Place::Anywhere(abi::range(0, command.nr_pages)?.nr_pages())
+    };
+    let range = domain.create(place, command.policy, command.seed)?;
+    command.base_pfn = range.start().get();
+    Ok(())
+}
+
+fn region_destroy(domain: &Domain, command: &mut abi::p2m_region_destroy) -> Result {
+    domain.destroy(command.base_pfn)
+}
+
+fn region_list(domain: &Domain, command: &mut abi::p2m_region_list) -> Result {
+    command.out_nr = 0;
+    let slice = abi::user_slice::<abi::p2m_region>(command.regions, command.nr)?;
+    let limit = usize::try_from(command.nr).map_err(|_| EOVERFLOW)?;
+    let (list, total) = domain.list(command.start_pfn, limit)?;
+    slice.writer().write_slice(list.as_bytes())?;
+    // CAST: Not more than `nr`, which is a `u32`.
+    command.out_nr = list.len() as u32;
+    command.out_total = total;
+    Ok(())
+}
+
+fn translate(domain: &Domain, command: &mut abi::p2m_translate) -> Result {
+    let to_pfn = command.flags & abi::P2M_TRANSLATE_M2P != 0;
+    command.out_nr = 0;
+    if to_pfn && !domain.sees_mfns() {
+        return Err(EPERM);
+    }
+    let mut reader = abi::user_slice::<u64>(command.frames, command.nr)?.reader();
+    let mut writer = abi::user_slice::<u64>(command.entries, command.nr)?.writer();
+    let mut words = KVec::from_elem(0u64, CHUNK, GFP_KERNEL)?;
+    while !reader.is_empty() {
+        check_killed()?;
+        let nr = (reader.len() / ENTRY_SIZE).min(CHUNK);
+        let words = words.get_mut(..nr).ok_or(EINVAL)?;
+        reader.read_slice(words.as_mut_bytes())?;
+        if to_pfn {
+            domain.mfns_to_pfns(words);
+        } else {
+            domain.pfns_to_entries(words);
+        }
+        writer.write_slice(words.as_bytes())?;
+        // CAST: Not more than `nr` in all, which is a `u32`.
+        command.out_nr += nr as u32;
+    }
+    Ok(())
+}
+
+fn runs(domain: &Domain, command: &mut abi::p2m_runs) -> Result {
+    let range = abi::range(command.start_pfn, command.nr_pages)?;
+    let only_counts = command.nr == 0;
+    let mut writer = abi::user_slice::<abi::p2m_run>(command.runs, command.nr)?.writer();
+    command.out_nr = 0;
+    command.out_next_pfn = command.start_pfn;
+
+    let mut runs = domain.runs(range);
+    while !runs.is_done() && (only_counts || command.out_nr < command.nr) {
+        check_killed()?;
+        let guard = rcu::read_lock();
+        let run: Option<Run> = runs.step();
+        drop(guard);
+        let Some(run) = run else { continue };
+        if !only_counts {
+            let record = abi::p2m_run {
+                pfn: run.pfn.get(),
+                nr_pages: run.nr_pages,
+                entry: domain.visible(run.entry).raw(),
+            };
+            writer.write_slice(record.as_bytes())?;
+        }
+        // OVERFLOW: There are not more runs than PFNs.
+        command.out_nr += 1;
+        command.out_next_pfn = run.end();
+    }
+    Ok(())
+}

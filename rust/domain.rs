@@ -1,0 +1,533 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A domain: one pseudo-physical space, with its maps and its regions.
+//!
+//! # Lock order
+//!
+//! ```text
+//! mmap_lock or VMA lock
+//!   Domain::state
+//!     Mapping (invalidate_lock)
+//!       i_mmap_rwsem, page table locks
+//! ```
+//!
+//! Lookups take none of these: they are RCU read-side critical sections. Nothing that may fault on
+//! user memory is done under a lock.
+
+use kernel::{
+    bindings,
+    fs::File,
+    new_mutex,
+    prelude::*,
+    rbtree::{
+        RBTree,
+        RBTreeNodeReservation, //
+    },
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        rcu,
+        Mutex, //
+    }, //
+};
+
+use crate::{
+    abi,
+    frames::{
+        self,
+        Charge,
+        Source, //
+    },
+    mapping::Mapping,
+    pure::{
+        entry::{
+            Entry,
+            INVALID, //
+        },
+        frame::{
+            Mfn,
+            Pfn,
+            PfnRange,
+            PAGE_SHIFT, //
+        },
+        map::{
+            Maps,
+            SetError,
+            Which,
+            Writer, //
+        },
+        policy::{
+            FrameError,
+            FrameSource,
+            Policy, //
+        },
+        runs::Runs, //
+    },
+    store::Store, //
+};
+
+/// Domains in the system.
+static NR_DOMAINS: Atomic<u64> = Atomic::new(0);
+
+/// Returns the number of domains in the system.
+pub(crate) fn nr_domains() -> u64 {
+    NR_DOMAINS.load(Relaxed)
+}
+
+/// Returns the most pages that one domain may have.
+pub(crate) fn max_pages() -> u64 {
+    match *crate::module_parameters::max_domain_pages.value_ref() {
+        0 => frames::max_total(),
+        limit => limit,
+    }
+}
+
+/// Regions that nobody asked to be at a certain place begin at multiples of this, so that they have
+/// leaves of their own and may have large pages.
+const REGION_ALIGN: u64 = 512;
+
+/// How many frames go into the maps before faults get their turn.
+const INSTALL_BATCH: usize = 512;
+
+/// A populated range of PFNs.
+struct Region {
+    range: PfnRange,
+    policy: u32,
+    seed: u64,
+    /// What pays for the pages. [`None`] while they are being allocated: the region keeps its place
+    /// then, but isn't there yet.
+    charge: Option<Charge>,
+}
+
+/// What changes about a domain.
+struct State {
+    /// The right to change the maps.
+    writer: Writer,
+    /// Regions by their first PFN. They don't overlap.
+    regions: RBTree<u64, Region>,
+    nr_regions: u32,
+    /// Pages of all regions.
+    nr_pages: u64,
+    /// There never was a region, so a mapping creates one.
+    is_fresh: bool,
+}
+
+impl State {
+    /// Returns whether a region has a PFN in `range`.
+    fn is_taken(&self, range: PfnRange) -> bool {
+        let overlaps = |(_, region): (&u64, &Region)| region.range.overlaps(range);
+        // Of the regions that begin before the range, only the last one can reach into it.
+        match self.regions.cursor_lower_bound(&range.start().get()) {
+            Some(next) => overlaps(next.current()) || next.peek_prev().is_some_and(overlaps),
+            None => self
+                .regions
+                .cursor_back()
+                .is_some_and(|last| overlaps(last.current())),
+        }
+    }
+
+    /// Returns the lowest place that has room for `nr_pages`.
+    fn find_hole(&self, nr_pages: u64) -> Result<PfnRange> {
+        let mut start = 0u64;
+        for region in self.regions.values() {
+            // OVERFLOW: `start` is a little above `Pfn::LIMIT` at most, and so is `nr_pages`.
+            if start + nr_pages <= region.range.start().get() {
+                break;
+            }
+            start = region.range.end().next_multiple_of(REGION_ALIGN);
+        }
+        PfnRange::new(start, nr_pages).map_err(|_| ENOSPC)
+    }
+
+    /// Takes a region out.
+    fn remove(&mut self, base: u64) -> Option<Region> {
+        let region = self.regions.remove(&base)?;
+        // OVERFLOW: The region was counted when it was inserted.
+        self.nr_regions -= 1;
+        self.nr_pages -= region.range.nr_pages();
+        Some(region)
+    }
+
+    /// Returns the number that all populated PFNs are below.
+    fn end_pfn(&self) -> u64 {
+        let last = self.regions.cursor_back();
+        last.map_or(0, |last| last.current().1.range.end())
+    }
+}
+
+/// Where a region shall be.
+pub(crate) enum Place {
+    /// In the lowest hole that is large enough, for a number of pages.
+    Anywhere(u64),
+    /// There.
+    Fixed(PfnRange),
+}
+
+/// A pseudo-physical space: what an open of `/dev/p2m` is.
+#[pin_data(PinnedDrop)]
+pub(crate) struct Domain {
+    store: Store,
+    maps: Maps,
+    /// The opener may know machine frame numbers, as with pagemap.
+    sees_mfns: bool,
+    nr_faults: Atomic<u64>,
+    nr_fault_pages: Atomic<u64>,
+    #[pin]
+    mapping: Mapping,
+    #[pin]
+    state: Mutex<State>,
+}
+
+impl Domain {
+    /// Makes an empty domain for a file that is being opened.
+    pub(crate) fn new(file: &File) -> Result<Pin<KBox<Self>>> {
+        let store = Store::get()?;
+        let (maps, writer) = Maps::new(&store)?;
+        // CAST: Capabilities are small numbers.
+        // SAFETY: It has no requirements.
+        let sees_mfns = unsafe { bindings::capable(bindings::CAP_SYS_ADMIN as c_int) };
+
+        let version = u64::from(abi::P2M_ABI_VERSION) | u64::from(PAGE_SHIFT) << 32;
+        maps.set_version(&store, version);
+        let domain = KBox::pin_init(
+            pin_init!(Self {
+                store,
+                maps,
+                sees_mfns,
+                nr_faults: Atomic::new(0),
+                nr_fault_pages: Atomic::new(0),
+                mapping <- Mapping::new(file),
+                state <- new_mutex!(State {
+                    writer,
+                    regions: RBTree::new(),
+                    nr_regions: 0,
+                    nr_pages: 0,
+                    is_fresh: true,
+                }),
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        NR_DOMAINS.fetch_add(1, Relaxed);
+        // SAFETY: The file is being opened. The domain becomes its private data, which lives until
+        // it's released.
+        unsafe { domain.mapping.attach(file) };
+        Ok(domain)
+    }
+
+    /// Returns whether the opener may know machine frame numbers.
+    pub(crate) fn sees_mfns(&self) -> bool {
+        self.sees_mfns
+    }
+
+    /// Returns the address space that the domain is mapped through.
+    pub(crate) fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
+    /// Returns the maps, to look something up, and the store of their tables.
+    ///
+    /// Tables stay where they are in an RCU read-side critical section, and while the
+    /// [`Mapping`] is locked.
+    pub(crate) fn maps(&self) -> (&Maps, &Store) {
+        (&self.maps, &self.store)
+    }
+
+    /// Returns an entry as the opener may see it.
+    pub(crate) fn visible(&self, entry: Entry) -> Entry {
+        if self.sees_mfns {
+            entry
+        } else {
+            entry.redacted()
+        }
+    }
+
+    /// Counts a fault that mapped `nr_pages`.
+    pub(crate) fn count_fault(&self, nr_pages: u64) {
+        self.nr_faults.fetch_add(1, Relaxed);
+        self.nr_fault_pages.fetch_add(nr_pages, Relaxed);
+    }
+
+    /// Populates a range of PFNs, whole or not at all, and returns it.
+    pub(crate) fn create(&self, place: Place, policy: u32, seed: u64) -> Result<PfnRange> {
+        let nr_pages = match place {
+            Place::Anywhere(nr_pages) => nr_pages,
+            Place::Fixed(range) => range.nr_pages(),
+        };
+        let rule = rule(policy, seed)?;
+        let range = self.reserve(place, nr_pages, policy, seed)?;
+        let result = self.populate(range, rule);
+        if result.is_err() {
+            self.state.lock().remove(range.start().get());
+        }
+        result.map(|()| range)
+    }
+
+    /// Creates a region of the default policy, if the domain never had one.
+    pub(crate) fn create_if_fresh(&self, range: PfnRange) -> Result {
+        if !self.state.lock().is_fresh {
+            return Ok(());
+        }
+        match self.create(Place::Fixed(range), default_policy(), 0) {
+            // Somebody else was faster.
+            Err(error) if error == EEXIST => Ok(()),
+            result => result.map(|_| ()),
+        }
+    }
+
+    /// Takes a place for a region that is to come.
+    fn reserve(&self, place: Place, nr_pages: u64, policy: u32, seed: u64) -> Result<PfnRange> {
+        let node = RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?;
+        let mut state = self.state.lock();
+        let range = match place {
+            Place::Fixed(range) if state.is_taken(range) => return Err(EEXIST),
+            Place::Fixed(range) => range,
+            Place::Anywhere(nr_pages) => state.find_hole(nr_pages)?,
+        };
+        // OVERFLOW: Both are below 2^31.
+        if state.nr_pages + nr_pages > max_pages() || state.nr_regions >= max_regions() {
+            return Err(EDQUOT);
+        }
+        let region = Region {
+            range,
+            policy,
+            seed,
+            charge: None,
+        };
+        state
+            .regions
+            .insert(node.into_node(range.start().get(), region));
+        state.nr_regions += 1;
+        state.nr_pages += nr_pages;
+        Ok(range)
+    }
+
+    /// Gets frames for a reserved range and puts them there.
+    fn populate(&self, range: PfnRange, rule: Policy) -> Result {
+        let charge = Charge::new(range.nr_pages())?;
+        if !Source::has_room_for(range.nr_pages()) {
+            return Err(ENOMEM);
+        }
+        let nr_pages = usize::try_from(range.nr_pages()).map_err(|_| ENOMEM)?;
+        let mut frames = KVVec::from_elem(Mfn::ZERO, nr_pages, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
+        rule.fill(&mut Source, &mut frames)
+            .map_err(|error| match error {
+                FrameError::NoMemory => ENOMEM,
+                FrameError::NoRun => EADDRNOTAVAIL,
+                FrameError::Interrupted => EINTR,
+            })?;
+
+        let mut state = self.state.lock();
+        if let Err(error) = self.install(&mut state.writer, range, &frames) {
+            self.depopulate(&mut state.writer, range, |_| ());
+            for &mfn in &frames {
+                Source.free(mfn);
+            }
+            return Err(error);
+        }
+        if self.sees_mfns {
+            let end = frames.iter().max().map_or(0, |last| last.get() + 1);
+            self.maps.raise_end_mfn(&mut state.writer, &self.store, end);
+        }
+        if let Some(region) = state.regions.get_mut(&range.start().get()) {
+            region.charge = Some(charge);
+        }
+        state.is_fresh = false;
+        self.update_end(&mut state);
+        Ok(())
+    }
+
+    /// Puts frames into the maps.
+    fn install(&self, writer: &mut Writer, range: PfnRange, frames: &[Mfn]) -> Result {
+        let mut pfns = range.iter();
+        for batch in frames.chunks(INSTALL_BATCH) {
+            let views = self.mapping.lock();
+            for (&mfn, pfn) in batch.iter().zip(&mut pfns) {
+                self.maps
+                    .set(writer, &self.store, &views, pfn, Entry::Present(mfn))
+                    .map_err(|error| match error {
+                        SetError::NoMemory => ENOMEM,
+                        // The page allocator doesn't hand out a frame that we have.
+                        SetError::Elsewhere(_) => EUCLEAN,
+                    })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a range out of all page tables and out of the maps.
+    fn depopulate(&self, writer: &mut Writer, range: PfnRange, release: impl FnMut(Mfn)) {
+        let views = self.mapping.lock();
+        views.unmap(range);
+        self.maps.clear(writer, &self.store, &views, range, release);
+    }
+
+    fn update_end(&self, state: &mut State) {
+        let end = state.end_pfn();
+        self.maps.set_end_pfn(&mut state.writer, &self.store, end);
+    }
+
+    /// Takes the region that begins at `base` away, out of all mappings, too.
+    pub(crate) fn destroy(&self, base: u64) -> Result {
+        let mut state = self.state.lock();
+        match state.regions.get(&base) {
+            Some(region) if region.charge.is_some() => (),
+            _ => return Err(ENOENT),
+        }
+        let region = state.remove(base).ok_or(ENOENT)?;
+        self.depopulate(&mut state.writer, region.range, |mfn| Source.free(mfn));
+        self.update_end(&mut state);
+        drop(state);
+        // Only now there are fewer pages.
+        drop(region);
+        Ok(())
+    }
+
+    /// Returns the regions that begin at or above `start`: the first ones, as many as fit into
+    /// `limit`, and the number of all.
+    pub(crate) fn list(&self, start: u64, limit: usize) -> Result<(KVVec<abi::p2m_region>, u64)> {
+        let mut list = KVVec::new();
+        loop {
+            let state = self.state.lock();
+            let regions = || {
+                // A tree has no iterator that begins in its middle.
+                let all = state.regions.values();
+                all.filter(|region| region.charge.is_some() && region.range.start().get() >= start)
+            };
+            let total = regions().count();
+            if list.capacity() < total.min(limit) {
+                drop(state);
+                list.reserve(total.min(limit), GFP_KERNEL_ACCOUNT)?;
+                continue;
+            }
+            for region in regions().take(limit) {
+                let entry = abi::p2m_region {
+                    base_pfn: region.range.start().get(),
+                    nr_pages: region.range.nr_pages(),
+                    seed: region.seed,
+                    policy: region.policy,
+                    __reserved: 0,
+                };
+                // There is room, as has just been checked.
+                list.push_within_capacity(entry).map_err(|_| ENOMEM)?;
+            }
+            return Ok((list, total as u64));
+        }
+    }
+
+    /// Fills `words` with what is at the PFNs from `first` on.
+    pub(crate) fn lookup(&self, first: u64, words: &mut [u64]) {
+        let _guard = rcu::read_lock();
+        for (word, number) in words.iter_mut().zip(first..) {
+            *word = self.entry(number);
+        }
+    }
+
+    /// Replaces PFNs by what is there.
+    pub(crate) fn pfns_to_entries(&self, words: &mut [u64]) {
+        let _guard = rcu::read_lock();
+        for word in words {
+            *word = self.entry(*word);
+        }
+    }
+
+    /// Replaces MFNs by the PFNs at which they are.
+    pub(crate) fn mfns_to_pfns(&self, words: &mut [u64]) {
+        let _guard = rcu::read_lock();
+        for word in words {
+            let pfn = Mfn::new(*word).and_then(|mfn| self.maps.mfn_to_pfn(&self.store, mfn));
+            *word = pfn.map_or(INVALID, Pfn::get);
+        }
+    }
+
+    /// Returns the word of an entry, as the opener may see it.
+    fn entry(&self, number: u64) -> u64 {
+        let entry =
+            Pfn::new(number).map_or(Entry::Invalid, |pfn| self.maps.lookup(&self.store, pfn));
+        self.visible(entry).raw()
+    }
+
+    /// Returns the runs of a range. Each step has to be in an RCU read-side critical section.
+    pub(crate) fn runs(&self, range: PfnRange) -> Runs<'_, Store> {
+        Runs::new(&self.maps, &self.store, range)
+    }
+
+    /// Returns the number that all populated PFNs are below.
+    pub(crate) fn end_pfn(&self) -> u64 {
+        self.maps.end_pfn(&self.store)
+    }
+
+    /// Fills in what `P2M_STAT` tells.
+    pub(crate) fn stat(&self, stat: &mut abi::p2m_stat) {
+        let state = self.state.lock();
+        stat.out_generation = self.maps.generation(&self.store, Which::P2m);
+        stat.out_regions = u64::from(state.nr_regions);
+        stat.out_pages = state.nr_pages;
+        stat.out_p2m_tables = state.writer.nr_tables(Which::P2m);
+        stat.out_m2p_tables = state.writer.nr_tables(Which::M2p);
+        drop(state);
+        stat.out_faults = self.nr_faults.load(Relaxed);
+        stat.out_fault_pages = self.nr_fault_pages.load(Relaxed);
+        stat.out_total_domains = nr_domains();
+        stat.out_total_pages = frames::total();
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Domain {
+    fn drop(self: Pin<&mut Self>) {
+        let this = self.project();
+        let mut state = this.state.lock();
+        let State {
+            writer, regions, ..
+        } = &mut *state;
+        // No mapping is left, as each has a reference to the file. So there's nothing to zap.
+        for region in regions.values() {
+            this.maps
+                .clear(writer, this.store, &(), region.range, |mfn| {
+                    Source.free(mfn);
+                });
+        }
+        this.maps.destroy(writer, this.store);
+        NR_DOMAINS.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Checks the parameters of the module.
+pub(crate) fn check_parameters() -> Result {
+    rule(default_policy(), 0).map(|_| ()).inspect_err(|_| {
+        pr_err!(
+            "default_policy: no policy has the number {}\n",
+            default_policy()
+        )
+    })
+}
+
+/// Returns the most regions that one domain may have.
+pub(crate) fn max_regions() -> u32 {
+    *crate::module_parameters::max_regions.value_ref()
+}
+
+/// Returns the policy of regions that nobody named a policy for.
+pub(crate) fn default_policy() -> u32 {
+    *crate::module_parameters::default_policy.value_ref()
+}
+
+/// Policies that can be asked for, as a bit mask.
+pub(crate) const POLICIES: u64 =
+    1 << abi::P2M_POLICY_ANY | 1 << abi::P2M_POLICY_SCATTER | 1 << abi::P2M_POLICY_CONTIGUOUS;
+
+/// Returns the policy that a number and its seed stand for.
+fn rule(policy: u32, seed: u64) -> Result<Policy> {
+    let rule = match policy {
+        abi::P2M_POLICY_SCATTER => return Ok(Policy::Scatter { seed }),
+        abi::P2M_POLICY_ANY => Policy::Any,
+        abi::P2M_POLICY_CONTIGUOUS => Policy::Contiguous,
+        _ => return Err(EOPNOTSUPP),
+    };
+    if seed != 0 {
+        return Err(EINVAL);
+    }
+    Ok(rule)
+}

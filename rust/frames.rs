@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Machine frames: the one place where they come in and go out, and where they are counted.
+
+use core::ptr::NonNull;
+
+use kernel::{
+    bindings,
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    }, //
+};
+
+use crate::{
+    ffi,
+    pure::{
+        frame::Mfn,
+        policy::FrameSource, //
+    }, //
+};
+
+/// Pages of all domains.
+static TOTAL: Atomic<u64> = Atomic::new(0);
+
+/// Returns the number of pages that all domains have.
+pub(crate) fn total() -> u64 {
+    TOTAL.load(Relaxed)
+}
+
+/// Returns the most pages that all domains may have together.
+pub(crate) fn max_total() -> u64 {
+    match *crate::module_parameters::max_pages.value_ref() {
+        // SAFETY: It has no requirements.
+        0 => unsafe { ffi::p2m_totalram_pages() as u64 / 4 * 3 },
+        limit => limit,
+    }
+}
+
+/// Returns the number that all MFNs of the machine are below, as it is now.
+pub(crate) fn max_mfn() -> u64 {
+    // SAFETY: It has no requirements.
+    unsafe { ffi::p2m_max_pfn() as u64 }
+}
+
+/// The right to have a number of pages: counted against the module's limit and against the
+/// RLIMIT_MEMLOCK of a user. The memory cgroup is charged by the page allocator.
+///
+/// # Invariants
+///
+/// `nr_pages` are counted in [`TOTAL`] and as locked memory of `user`, which we hold a reference to.
+pub(crate) struct Charge {
+    user: NonNull<bindings::user_struct>,
+    nr_pages: u64,
+}
+
+// SAFETY: References to users are counted atomically and can be put by anybody.
+unsafe impl Send for Charge {}
+
+impl Charge {
+    /// Counts pages of the current user, if the limits allow it.
+    pub(crate) fn new(nr_pages: u64) -> Result<Self> {
+        // SAFETY: It has no requirements.
+        let user = NonNull::new(unsafe { ffi::p2m_get_current_user() }).ok_or(EINVAL)?;
+        // INVARIANT: Nothing is counted yet.
+        let mut charge = Self { user, nr_pages: 0 };
+
+        // OVERFLOW: The sum of all requests at one time is far below 2^64, as each is checked to
+        // be below 2^31.
+        let total = TOTAL.fetch_add(nr_pages, Relaxed) + nr_pages;
+        if total > max_total() {
+            TOTAL.fetch_sub(nr_pages, Relaxed);
+            return Err(EDQUOT);
+        }
+        // SAFETY: `user` is valid, as we have a reference to it.
+        if !unsafe { ffi::p2m_charge_locked(user.as_ptr(), nr_pages as c_ulong) } {
+            TOTAL.fetch_sub(nr_pages, Relaxed);
+            return Err(ENOMEM);
+        }
+        // INVARIANT: Both have just been counted.
+        charge.nr_pages = nr_pages;
+        Ok(charge)
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        TOTAL.fetch_sub(self.nr_pages, Relaxed);
+        // SAFETY: By the type invariants, that many pages are counted, and we have a reference,
+        // which we give up.
+        unsafe {
+            ffi::p2m_uncharge_locked(self.user.as_ptr(), self.nr_pages as c_ulong);
+            bindings::free_uid(self.user.as_ptr());
+        }
+    }
+}
+
+/// The page allocator as a source of frames.
+///
+/// A frame that it gave is in use until it's freed, with a reference count of its own. There is a
+/// `struct page` for it.
+pub(crate) struct Source;
+
+/// `GFP_USER | __GFP_ZERO | __GFP_ACCOUNT | __GFP_NOWARN`: memory for userspace, zeroed and charged
+/// to its memory cgroup. Failure is an answer like any other.
+const GFP_FRAME: bindings::gfp_t = bindings::GFP_KERNEL_ACCOUNT
+    | 1 << bindings::___GFP_HARDWALL_BIT
+    | 1 << bindings::___GFP_ZERO_BIT
+    | 1 << bindings::___GFP_NOWARN_BIT;
+
+/// For blocks: take what is there, since a smaller block does as well.
+const GFP_BLOCK: bindings::gfp_t = GFP_FRAME
+    & !(1 << bindings::___GFP_DIRECT_RECLAIM_BIT)
+    & !(1 << bindings::___GFP_KSWAPD_RECLAIM_BIT);
+
+/// For single frames: reclaim what can be reclaimed, but don't have anybody killed for it.
+const GFP_SINGLE: bindings::gfp_t = GFP_FRAME | 1 << bindings::___GFP_RETRY_MAYFAIL_BIT;
+
+impl Source {
+    /// Returns whether the machine has that many pages to spare.
+    ///
+    /// Without it, a hopeless request would first drive everybody else's memory out.
+    pub(crate) fn has_room_for(nr_pages: u64) -> bool {
+        // SAFETY: It has no requirements.
+        let available = u64::try_from(unsafe { bindings::si_mem_available() }).unwrap_or(0);
+        nr_pages <= available
+    }
+
+    /// Returns the page of a frame that came from here.
+    pub(crate) fn page(mfn: Mfn) -> *mut bindings::page {
+        // SAFETY: There is a page for every frame that came from the page allocator.
+        unsafe { ffi::p2m_pfn_to_page(mfn.get() as c_ulong) }
+    }
+
+    /// Returns the frame of a page that the allocator returned.
+    fn mfn(page: *mut bindings::page) -> Option<Mfn> {
+        if page.is_null() {
+            return None;
+        }
+        // SAFETY: `page` is a valid page.
+        Mfn::new(unsafe { ffi::p2m_page_to_pfn(page) as u64 })
+    }
+}
+
+impl FrameSource for Source {
+    const MAX_ORDER: u32 = bindings::MAX_PAGE_ORDER;
+
+    fn alloc(&mut self, order: u32) -> Option<Mfn> {
+        let gfp = if order > 0 { GFP_BLOCK } else { GFP_SINGLE };
+        // SAFETY: It has no requirements in a context that may sleep.
+        let page = unsafe { bindings::alloc_pages(gfp, order) };
+        if order > 0 && !page.is_null() {
+            // SAFETY: `page` is a block of that order, isn't compound and is only ours.
+            unsafe { bindings::split_page(page, order) };
+        }
+        Self::mfn(page)
+    }
+
+    fn alloc_run(&mut self, nr: usize) -> Option<Mfn> {
+        let order = nr.checked_next_power_of_two()?.ilog2();
+        if order <= Self::MAX_ORDER {
+            let gfp = GFP_SINGLE;
+            // SAFETY: It has no requirements in a context that may sleep.
+            let page = unsafe { bindings::alloc_pages(gfp, order) };
+            let first = Self::mfn(page)?;
+            if order > 0 {
+                // SAFETY: `page` is a block of that order, isn't compound and is only ours.
+                unsafe { bindings::split_page(page, order) };
+            }
+            for surplus in nr as u64..1 << order {
+                if let Some(mfn) = first.checked_add(surplus) {
+                    self.free(mfn);
+                }
+            }
+            return Some(first);
+        }
+        // The allocator can't charge such a run to the memory cgroup, and refuses to be asked.
+        let gfp = GFP_SINGLE & !(1 << bindings::___GFP_ACCOUNT_BIT);
+        // SAFETY: They have no requirements in a context that may sleep. Without a mask all nodes
+        // are looked at, the nearest first.
+        let page = unsafe {
+            let nid = ffi::p2m_numa_mem_id();
+            bindings::alloc_contig_pages_noprof(nr as c_ulong, gfp, nid, core::ptr::null_mut())
+        };
+        Self::mfn(page)
+    }
+
+    fn free(&mut self, mfn: Mfn) {
+        // SAFETY: The frame came from here, so it's a page of order 0 which we have a reference to,
+        // and give it up.
+        unsafe { bindings::__free_pages(Self::page(mfn), 0) };
+    }
+
+    fn is_interrupted(&self) -> bool {
+        // SAFETY: Both may be called in any context that may sleep.
+        unsafe {
+            ffi::p2m_cond_resched();
+            ffi::p2m_fatal_signal_pending()
+        }
+    }
+}

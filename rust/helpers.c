@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What the module needs of the kernel and Rust can't reach: inline functions and
+ * macros.
+ */
+#include <linux/capability.h>
+#include <linux/fs.h>
+#include <linux/mm.h>
+#include <linux/mmzone.h>
+#include <linux/pagemap.h>
+#include <linux/rcupdate.h>
+#include <linux/sched.h>
+#include <linux/sched/signal.h>
+#include <linux/sched/user.h>
+#include <linux/topology.h>
+
+#include "helpers.h"
+
+unsigned long p2m_page_to_pfn(const struct page *page)
+{
+	return page_to_pfn(page);
+}
+
+struct page *p2m_pfn_to_page(unsigned long pfn)
+{
+	return pfn_to_page(pfn);
+}
+
+/* max_pfn is not exported. */
+unsigned long p2m_max_pfn(void)
+{
+	unsigned long max = 0;
+	int nid;
+
+	for_each_online_node(nid)
+		max = max(max, pgdat_end_pfn(NODE_DATA(nid)));
+	return max;
+}
+
+unsigned long p2m_totalram_pages(void)
+{
+	return totalram_pages();
+}
+
+int p2m_numa_mem_id(void)
+{
+	return numa_mem_id();
+}
+
+struct page *p2m_virt_to_page(const void *addr)
+{
+	return virt_to_page(addr);
+}
+
+static void p2m_free_page_callback(struct rcu_head *head)
+{
+	put_page(container_of(head, struct page, rcu_head));
+}
+
+/* As page tables are freed: a page that is nobody's else has room for the head. */
+void p2m_free_page_rcu(struct page *page)
+{
+	call_rcu(&page->rcu_head, p2m_free_page_callback);
+}
+
+bool p2m_fatal_signal_pending(void)
+{
+	return fatal_signal_pending(current);
+}
+
+void p2m_cond_resched(void)
+{
+	cond_resched();
+}
+
+struct user_struct *p2m_get_current_user(void)
+{
+	return get_uid(current_user());
+}
+
+/* As __io_account_mem() of io_uring. */
+bool p2m_charge_locked(struct user_struct *user, unsigned long nr_pages)
+{
+	unsigned long limit = rlimit(RLIMIT_MEMLOCK) >> PAGE_SHIFT;
+	long old = atomic_long_read(&user->locked_vm);
+	long new;
+
+	if (rlimit(RLIMIT_MEMLOCK) == RLIM_INFINITY || capable(CAP_IPC_LOCK))
+		limit = LONG_MAX;
+
+	do {
+		new = old + nr_pages;
+		if (new < 0 || new > limit)
+			return false;
+	} while (!atomic_long_try_cmpxchg(&user->locked_vm, &old, new));
+	return true;
+}
+
+void p2m_uncharge_locked(struct user_struct *user, unsigned long nr_pages)
+{
+	atomic_long_sub(nr_pages, &user->locked_vm);
+}
+
+/* As inode_init_always_gfp() sets up the address space of an inode. */
+void p2m_mapping_init(struct address_space *mapping, struct inode *host)
+{
+	address_space_init_once(mapping);
+	mapping->host = host;
+	mapping->a_ops = &empty_aops;
+	mapping_set_gfp_mask(mapping, GFP_USER);
+	init_rwsem(&mapping->invalidate_lock);
+}
+
+void p2m_mapping_lock(struct address_space *mapping)
+{
+	filemap_invalidate_lock(mapping);
+}
+
+void p2m_mapping_unlock(struct address_space *mapping)
+{
+	filemap_invalidate_unlock(mapping);
+}
+
+void p2m_mapping_lock_shared(struct address_space *mapping)
+{
+	filemap_invalidate_lock_shared(mapping);
+}
+
+void p2m_mapping_unlock_shared(struct address_space *mapping)
+{
+	filemap_invalidate_unlock_shared(mapping);
+}

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the module needs of the kernel and Rust can't reach: inline functions and
+ * macros. Nothing is decided here. rust/ffi.rs is the other side.
+ */
+#ifndef _P2M_HELPERS_H
+#define _P2M_HELPERS_H
+
+#include <linux/types.h>
+
+struct address_space;
+struct inode;
+struct page;
+struct user_struct;
+
+unsigned long p2m_page_to_pfn(const struct page *page);
+struct page *p2m_pfn_to_page(unsigned long pfn);
+unsigned long p2m_max_pfn(void);
+unsigned long p2m_totalram_pages(void);
+int p2m_numa_mem_id(void);
+
+struct page *p2m_virt_to_page(const void *addr);
+void p2m_free_page_rcu(struct page *page);
+
+bool p2m_fatal_signal_pending(void);
+void p2m_cond_resched(void);
+
+struct user_struct *p2m_get_current_user(void);
+bool p2m_charge_locked(struct user_struct *user, unsigned long nr_pages);
+void p2m_uncharge_locked(struct user_struct *user, unsigned long nr_pages);
+
+void p2m_mapping_init(struct address_space *mapping, struct inode *host);
+void p2m_mapping_lock(struct address_space *mapping);
+void p2m_mapping_unlock(struct address_space *mapping);
+void p2m_mapping_lock_shared(struct address_space *mapping);
+void p2m_mapping_unlock_shared(struct address_space *mapping);
+
+#endif /* _P2M_HELPERS_H */
