@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# Without KDIR, everything is built and run in a Debian root that is made on the
+# first run (see qemu/). With KDIR, the module, the tools and the selftests are
+# built with what is at hand, for a kernel tree that has its Rust metadata.
+
+MAKEFLAGS += --no-print-directory
+
+ifdef KDIR
+include qemu/native.mk
+else
+
+define HELP
+p2m: a guest-physical to machine frame map as a kernel module in Rust
+
+  make run        build, boot a guest, load the module and show what it does
+  make test       run all tests, on the host and in a guest
+  make check      formatting, lints and warnings
+  make shell      a guest with the module loaded and p2m in the PATH
+  make module     build the module      (tools, selftests: these)
+  make clean      remove build/
+  make update     have the next build use the newest packages and kernel
+
+  KERNEL=7.3|7.2  the series of the stock Debian kernel to use
+  P2M_CACHE=DIR   where the Debian root and the kernel tree are kept
+  KDIR=DIR        build natively (default: the module) for a prepared kernel tree
+endef
+export HELP KERNEL P2M_CACHE
+
+help:
+	@echo "$$HELP"
+
+run: module tools
+	@qemu/guest --log run -- qemu/demo
+
+test: module tools selftests
+	@qemu/test
+
+check:
+	@qemu/enter qemu/check
+
+shell: module tools
+	@qemu/guest --log shell --shell -- qemu/with-module bash
+
+module tools selftests:
+	@qemu/enter make $@
+
+clean:
+	rm -rf build
+
+update:
+	@qemu/update
+
+.PHONY: help run test check shell module tools selftests clean update
+endif

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# Included by the top Makefile when KDIR is set, as it is in the Debian root.
+
+RELEASE := $(shell cat $(KDIR)/include/config/kernel.release)
+ifeq ($(RELEASE),)
+$(error KDIR=$(KDIR) is not a prepared kernel tree)
+endif
+# Objects of different kernels must not mix.
+MODULE := $(CURDIR)/build/module-$(RELEASE)
+CARGO_TARGET_DIR ?= $(CURDIR)/build/target
+export CARGO_TARGET_DIR
+
+module:
+	$(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(MODULE) modules
+
+# Clippy may change the code that is generated: never load what this makes.
+clippy:
+	$(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(CURDIR)/build/clippy-$(RELEASE) CLIPPY=1 W=e modules
+
+tools:
+	cargo build --release --locked -p p2m --manifest-path tools/Cargo.toml
+	install -D $(CARGO_TARGET_DIR)/release/p2m build/bin/p2m
+
+selftests:
+	$(MAKE) -C selftests OUTPUT=$(CURDIR)/build/selftests
+
+clean:
+	rm -rf build
+
+.PHONY: module clippy tools selftests clean
