@@ -1,0 +1,487 @@
+// SPDX-License-Identifier: GPL-2.0
+#include <elf.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "p2m_util.h"
+
+int p2m_open(void)
+{
+	return open(P2M_DEVICE, O_RDWR | O_CLOEXEC);
+}
+
+int p2m_open_unprivileged(void)
+{
+	int fd, saved_errno;
+
+	/* An effective UID other than 0 has no effective capabilities. */
+	if (seteuid(NOBODY_UID))
+		return -1;
+	fd = p2m_open();
+	saved_errno = errno;
+	if (seteuid(0))
+		abort();
+	errno = saved_errno;
+	return fd;
+}
+
+int drop_privileges(void)
+{
+	if (setgroups(0, NULL) || setresgid(NOBODY_UID, NOBODY_UID, NOBODY_UID))
+		return -1;
+	return setresuid(NOBODY_UID, NOBODY_UID, NOBODY_UID);
+}
+
+int _test_cmd_info(int fd, struct p2m_info *info)
+{
+	*info = (struct p2m_info){ .size = sizeof(*info) };
+	return ioctl(fd, P2M_INFO, info);
+}
+
+int _test_cmd_stat(int fd, struct p2m_stat *stat)
+{
+	*stat = (struct p2m_stat){ .size = sizeof(*stat) };
+	return ioctl(fd, P2M_STAT, stat);
+}
+
+int _test_cmd_region_create(int fd, __u32 flags, __u32 policy, __u64 nr_pages,
+			    __u64 seed, __u64 *base_pfn)
+{
+	struct p2m_region_create cmd = {
+		.size = sizeof(cmd),
+		.flags = flags,
+		.policy = policy,
+		.nr_pages = nr_pages,
+		.seed = seed,
+		.base_pfn = *base_pfn,
+	};
+	int ret = ioctl(fd, P2M_REGION_CREATE, &cmd);
+
+	if (!ret)
+		*base_pfn = cmd.base_pfn;
+	return ret;
+}
+
+int _test_cmd_region_destroy(int fd, __u64 base_pfn)
+{
+	struct p2m_region_destroy cmd = {
+		.size = sizeof(cmd),
+		.base_pfn = base_pfn,
+	};
+
+	return ioctl(fd, P2M_REGION_DESTROY, &cmd);
+}
+
+int _test_cmd_region_list(int fd, __u64 start_pfn, struct p2m_region *regions,
+			  __u32 nr, __u32 *out_nr, __u64 *out_total)
+{
+	struct p2m_region_list cmd = {
+		.size = sizeof(cmd),
+		.start_pfn = start_pfn,
+		.regions = (uintptr_t)regions,
+		.nr = nr,
+	};
+	int ret = ioctl(fd, P2M_REGION_LIST, &cmd);
+
+	if (out_nr)
+		*out_nr = cmd.out_nr;
+	if (out_total)
+		*out_total = cmd.out_total;
+	return ret;
+}
+
+int _test_cmd_translate(int fd, __u32 flags, const __u64 *frames,
+			__u64 *entries, __u32 nr)
+{
+	struct p2m_translate cmd = {
+		.size = sizeof(cmd),
+		.flags = flags,
+		.nr = nr,
+		.frames = (uintptr_t)frames,
+		.entries = (uintptr_t)entries,
+	};
+	int ret = ioctl(fd, P2M_TRANSLATE, &cmd);
+
+	/* Success is all of them. */
+	if (!ret && cmd.out_nr != nr) {
+		errno = EBADMSG;
+		return -1;
+	}
+	return ret;
+}
+
+int _test_cmd_runs(int fd, __u64 start_pfn, __u64 nr_pages,
+		   struct p2m_run *runs, __u32 nr, __u32 *out_nr,
+		   __u64 *out_next_pfn)
+{
+	struct p2m_runs cmd = {
+		.size = sizeof(cmd),
+		.start_pfn = start_pfn,
+		.nr_pages = nr_pages,
+		.runs = (uintptr_t)runs,
+		.nr = nr,
+	};
+	int ret = ioctl(fd, P2M_RUNS, &cmd);
+
+	if (out_nr)
+		*out_nr = cmd.out_nr;
+	if (out_next_pfn)
+		*out_next_pfn = cmd.out_next_pfn;
+	return ret;
+}
+
+__u64 pfn_to_entry(int fd, __u64 pfn)
+{
+	__u64 entry = P2M_ENTRY_INVALID;
+
+	if (_test_cmd_translate(fd, 0, &pfn, &entry, 1))
+		return P2M_ENTRY_INVALID;
+	return entry;
+}
+
+__u64 mfn_to_pfn(int fd, __u64 mfn)
+{
+	__u64 pfn = P2M_ENTRY_INVALID;
+
+	if (_test_cmd_translate(fd, P2M_TRANSLATE_M2P, &mfn, &pfn, 1))
+		return P2M_ENTRY_INVALID;
+	return pfn;
+}
+
+__u64 *range_to_entries(int fd, __u64 pfn, __u64 nr_pages)
+{
+	__u64 *entries = calloc(nr_pages, sizeof(*entries));
+	__u64 i;
+
+	if (!entries)
+		return NULL;
+	for (i = 0; i < nr_pages; i++)
+		entries[i] = pfn + i;
+	if (_test_cmd_translate(fd, 0, entries, entries, nr_pages)) {
+		free(entries);
+		return NULL;
+	}
+	return entries;
+}
+
+__u64 total_pages(void)
+{
+	struct p2m_stat stat;
+	int fd = p2m_open();
+	int ret;
+
+	if (fd < 0)
+		return ~0ULL;
+	ret = _test_cmd_stat(fd, &stat);
+	close(fd);
+	return ret ? ~0ULL : stat.out_total_pages;
+}
+
+void *map_window(int fd, __u64 offset, size_t len)
+{
+	return mmap(NULL, len, PROT_READ, MAP_SHARED, fd, offset);
+}
+
+void *map_pages(int fd, __u64 pfn, __u64 nr_pages)
+{
+	return mmap(NULL, nr_pages * P2M_PAGE_SIZE, PROT_READ | PROT_WRITE,
+		    MAP_SHARED, fd, P2M_OFFSET_MEMORY + pfn * P2M_PAGE_SIZE);
+}
+
+static struct p2m_region *all_regions(int fd, __u64 *nr)
+{
+	struct p2m_region *regions;
+	__u32 out_nr;
+
+	if (_test_cmd_region_list(fd, 0, NULL, 0, NULL, nr))
+		return NULL;
+	/* Never an allocation of nothing. */
+	regions = calloc(*nr + 1, sizeof(*regions));
+	if (!regions)
+		return NULL;
+	if (_test_cmd_region_list(fd, 0, regions, *nr, &out_nr, NULL) ||
+	    out_nr != *nr) {
+		free(regions);
+		return NULL;
+	}
+	return regions;
+}
+
+int snapshot_take(int fd, struct snapshot *snap)
+{
+	__u64 nr;
+
+	if (_test_cmd_stat(fd, &snap->stat))
+		return -1;
+	snap->regions = all_regions(fd, &nr);
+	if (!snap->regions || nr != snap->stat.out_regions)
+		return -1;
+	return 0;
+}
+
+bool snapshot_is_current(int fd, struct snapshot *snap)
+{
+	struct snapshot now;
+	bool same;
+
+	if (snapshot_take(fd, &now))
+		return false;
+	same = now.stat.out_regions == snap->stat.out_regions &&
+	       now.stat.out_pages == snap->stat.out_pages &&
+	       now.stat.out_total_pages == snap->stat.out_total_pages &&
+	       now.stat.out_total_domains == snap->stat.out_total_domains &&
+	       !memcmp(now.regions, snap->regions,
+		       now.stat.out_regions * sizeof(*now.regions));
+	free(now.regions);
+	free(snap->regions);
+	snap->regions = NULL;
+	return same;
+}
+
+/* A finaliser of splitmix64: a bijection without visible structure. */
+static __u64 mix(__u64 x)
+{
+	x += 0x9e3779b97f4a7c15ULL;
+	x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
+	x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
+	return x ^ (x >> 31);
+}
+
+__u64 next_random(__u64 *state)
+{
+	*state += 0x9e3779b97f4a7c15ULL;
+	return mix(*state);
+}
+
+void page_fill(void *page, __u64 tag)
+{
+	__u64 *word = page;
+	size_t i;
+
+	for (i = 0; i < P2M_PAGE_SIZE / sizeof(*word); i++)
+		word[i] = mix(tag * 512 + i);
+}
+
+bool page_matches(const void *page, __u64 tag)
+{
+	const __u64 *word = page;
+	size_t i;
+
+	for (i = 0; i < P2M_PAGE_SIZE / sizeof(*word); i++)
+		if (word[i] != mix(tag * 512 + i))
+			return false;
+	return true;
+}
+
+size_t first_nonzero(const void *mem, size_t len)
+{
+	const unsigned char *byte = mem;
+
+	/* All bytes are zero if the first is and each equals the next one. */
+	if (!len || (!byte[0] && !memcmp(byte, byte + 1, len - 1)))
+		return len;
+	while (!*byte)
+		byte++;
+	return byte - (const unsigned char *)mem;
+}
+
+static __thread sigjmp_buf touch_return;
+
+static void touch_caught(int sig)
+{
+	siglongjmp(touch_return, sig);
+}
+
+static int touch(volatile unsigned char *addr, int value)
+{
+	struct sigaction action = { .sa_handler = touch_caught };
+	struct sigaction old_bus, old_segv;
+	int sig;
+
+	sigemptyset(&action.sa_mask);
+	sigaction(SIGBUS, &action, &old_bus);
+	sigaction(SIGSEGV, &action, &old_segv);
+	sig = sigsetjmp(touch_return, 1);
+	if (!sig) {
+		if (value < 0)
+			(void)*addr;
+		else
+			*addr = value;
+	}
+	sigaction(SIGBUS, &old_bus, NULL);
+	sigaction(SIGSEGV, &old_segv, NULL);
+	return sig;
+}
+
+int touch_read(const volatile void *addr)
+{
+	return touch((volatile unsigned char *)addr, -1);
+}
+
+int touch_write(volatile void *addr, unsigned char value)
+{
+	return touch(addr, value);
+}
+
+int pagemap_open(void)
+{
+	return open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+}
+
+__u64 pagemap_mfn(int pagemap, const void *addr)
+{
+	off_t offset = (uintptr_t)addr / P2M_PAGE_SIZE * sizeof(__u64);
+	__u64 entry;
+
+	if (pread(pagemap, &entry, sizeof(entry), offset) != sizeof(entry))
+		return P2M_ENTRY_INVALID;
+	/* Documentation/admin-guide/mm/pagemap.rst: bit 63 is "present". */
+	if (!(entry >> 63))
+		return P2M_ENTRY_INVALID;
+	return entry & ((1ULL << 55) - 1);
+}
+
+struct kcore {
+	int fd;
+	size_t nr;
+	Elf64_Phdr phdrs[];
+};
+
+struct kcore *kcore_open(void)
+{
+	struct kcore *kcore = NULL;
+	Elf64_Ehdr ehdr;
+	ssize_t len;
+	int fd;
+
+	fd = open("/proc/kcore", O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return NULL;
+	if (pread(fd, &ehdr, sizeof(ehdr), 0) != sizeof(ehdr) ||
+	    memcmp(ehdr.e_ident, ELFMAG, SELFMAG) ||
+	    ehdr.e_phentsize != sizeof(Elf64_Phdr))
+		goto fail;
+	len = ehdr.e_phnum * sizeof(Elf64_Phdr);
+	kcore = malloc(sizeof(*kcore) + len);
+	if (!kcore || pread(fd, kcore->phdrs, len, ehdr.e_phoff) != len)
+		goto fail;
+	kcore->fd = fd;
+	kcore->nr = ehdr.e_phnum;
+	return kcore;
+fail:
+	free(kcore);
+	close(fd);
+	return NULL;
+}
+
+int kcore_read_page(const struct kcore *kcore, __u64 mfn, void *page)
+{
+	/* x86's __START_KERNEL_map: what's above isn't the direct map. */
+	const __u64 kernel_map = 0xffffffff80000000ULL;
+	__u64 paddr = mfn * P2M_PAGE_SIZE;
+	size_t i;
+
+	for (i = 0; i < kcore->nr; i++) {
+		const Elf64_Phdr *phdr = &kcore->phdrs[i];
+
+		if (phdr->p_type != PT_LOAD || phdr->p_paddr == ~0ULL ||
+		    phdr->p_vaddr >= kernel_map || paddr < phdr->p_paddr ||
+		    paddr - phdr->p_paddr >= phdr->p_memsz)
+			continue;
+		if (pread(kcore->fd, page, P2M_PAGE_SIZE,
+			  phdr->p_offset + paddr - phdr->p_paddr) ==
+		    P2M_PAGE_SIZE)
+			return 0;
+		return -1;
+	}
+	errno = ENXIO;
+	return -1;
+}
+
+void kcore_close(struct kcore *kcore)
+{
+	close(kcore->fd);
+	free(kcore);
+}
+
+__u64 meminfo_kib(const char *field)
+{
+	FILE *file = fopen("/proc/meminfo", "r");
+	unsigned long long value;
+	char name[64];
+	__u64 ret = ~0ULL;
+
+	if (!file)
+		return ret;
+	while (fscanf(file, "%63[^:]: %llu%*[^\n]\n", name, &value) >= 2) {
+		if (!strcmp(name, field)) {
+			ret = value;
+			break;
+		}
+	}
+	fclose(file);
+	return ret;
+}
+
+__u64 now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000ULL + ts.tv_nsec / 1000000;
+}
+
+bool module_can_reload(void)
+{
+	const char *path = getenv("P2M_KO");
+
+	return path && !access(path, R_OK) && geteuid() == 0;
+}
+
+int module_unload(void)
+{
+	return syscall(SYS_delete_module, "p2m", O_NONBLOCK);
+}
+
+int module_load(const char *params)
+{
+	const char *path = getenv("P2M_KO");
+	int fd, ret, saved_errno;
+
+	if (!path) {
+		errno = ENOENT;
+		return -1;
+	}
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -1;
+	ret = syscall(SYS_finit_module, fd, params, 0);
+	saved_errno = errno;
+	close(fd);
+	errno = saved_errno;
+	return ret;
+}
+
+int module_reload(const char *params)
+{
+	if (module_unload() && errno != ENOENT)
+		return -1;
+	return module_load(params);
+}
+
+int module_restore(void)
+{
+	const char *params = getenv("P2M_PARAMS");
+
+	return module_reload(params ? params : "");
+}

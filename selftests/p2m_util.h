@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the tests of /dev/p2m share.
+ *
+ * Every command has a function _test_cmd_x() that returns what ioctl() returns,
+ * and two macros over it: test_cmd_x() asserts success, test_err_x(errno, ...)
+ * asserts one particular failure.
+ */
+#ifndef P2M_UTIL_H
+#define P2M_UTIL_H
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+#include <p2m.h>
+
+#define P2M_PAGE_SIZE 4096UL
+#define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
+
+/* A user without rights that nothing else in a test system uses. */
+#define NOBODY_UID 54321
+
+/* The device: -1 and errno if there is none. */
+int p2m_open(void);
+/* Opens as NOBODY_UID, without CAP_SYS_ADMIN; the caller stays who it is. */
+int p2m_open_unprivileged(void);
+/* For good: NOBODY_UID and no capabilities. */
+int drop_privileges(void);
+
+/* The commands. */
+int _test_cmd_info(int fd, struct p2m_info *info);
+int _test_cmd_stat(int fd, struct p2m_stat *stat);
+int _test_cmd_region_create(int fd, __u32 flags, __u32 policy, __u64 nr_pages,
+			    __u64 seed, __u64 *base_pfn);
+int _test_cmd_region_destroy(int fd, __u64 base_pfn);
+int _test_cmd_region_list(int fd, __u64 start_pfn, struct p2m_region *regions,
+			  __u32 nr, __u32 *out_nr, __u64 *out_total);
+int _test_cmd_translate(int fd, __u32 flags, const __u64 *frames,
+			__u64 *entries, __u32 nr);
+int _test_cmd_runs(int fd, __u64 start_pfn, __u64 nr_pages,
+		   struct p2m_run *runs, __u32 nr, __u32 *out_nr,
+		   __u64 *out_next_pfn);
+
+#define EXPECT_ERRNO(expected_errno, cmd)         \
+	({                                        \
+		ASSERT_EQ(-1, cmd);               \
+		EXPECT_EQ(expected_errno, errno); \
+	})
+
+#define test_cmd_info(fd, info) ASSERT_EQ(0, _test_cmd_info(fd, info))
+#define test_cmd_stat(fd, stat) ASSERT_EQ(0, _test_cmd_stat(fd, stat))
+
+#define test_cmd_region_create(fd, policy, nr_pages, seed, base_pfn)          \
+	({                                                                    \
+		*(base_pfn) = 0;                                              \
+		ASSERT_EQ(0, _test_cmd_region_create(fd, 0, policy, nr_pages, \
+						     seed, base_pfn));        \
+	})
+#define test_err_region_create(err, fd, policy, nr_pages, seed)              \
+	({                                                                   \
+		__u64 __base = 0;                                            \
+		EXPECT_ERRNO(err, _test_cmd_region_create(fd, 0, policy,     \
+							  nr_pages, seed,    \
+							  &__base));         \
+	})
+#define test_cmd_region_create_fixed(fd, policy, nr_pages, seed, base_pfn)    \
+	({                                                                    \
+		__u64 __base = (base_pfn);                                    \
+		ASSERT_EQ(0, _test_cmd_region_create(fd, P2M_REGION_FIXED,    \
+						     policy, nr_pages, seed,  \
+						     &__base));               \
+		ASSERT_EQ((__u64)(base_pfn), __base);                         \
+	})
+#define test_err_region_create_fixed(err, fd, policy, nr_pages, seed, base_pfn) \
+	({                                                                      \
+		__u64 __base = (base_pfn);                                      \
+		EXPECT_ERRNO(err, _test_cmd_region_create(fd, P2M_REGION_FIXED, \
+							  policy, nr_pages,     \
+							  seed, &__base));      \
+	})
+#define test_cmd_region_destroy(fd, base_pfn) \
+	ASSERT_EQ(0, _test_cmd_region_destroy(fd, base_pfn))
+#define test_err_region_destroy(err, fd, base_pfn) \
+	EXPECT_ERRNO(err, _test_cmd_region_destroy(fd, base_pfn))
+
+#define test_cmd_region_list(fd, start_pfn, regions, nr, out_nr, out_total)   \
+	ASSERT_EQ(0, _test_cmd_region_list(fd, start_pfn, regions, nr, out_nr, \
+					   out_total))
+#define test_err_region_list(err, fd, start_pfn, regions, nr)                \
+	EXPECT_ERRNO(err, _test_cmd_region_list(fd, start_pfn, regions, nr,  \
+						NULL, NULL))
+
+#define test_cmd_translate(fd, flags, frames, entries, nr) \
+	ASSERT_EQ(0, _test_cmd_translate(fd, flags, frames, entries, nr))
+#define test_err_translate(err, fd, flags, frames, entries, nr) \
+	EXPECT_ERRNO(err, _test_cmd_translate(fd, flags, frames, entries, nr))
+
+#define test_cmd_runs(fd, start_pfn, nr_pages, runs, nr, out_nr, out_next)   \
+	ASSERT_EQ(0, _test_cmd_runs(fd, start_pfn, nr_pages, runs, nr,       \
+				    out_nr, out_next))
+#define test_err_runs(err, fd, start_pfn, nr_pages, runs, nr)                \
+	EXPECT_ERRNO(err, _test_cmd_runs(fd, start_pfn, nr_pages, runs, nr,  \
+					 NULL, NULL))
+
+/*
+ * Single frames. One that has none, or a call that fails, is
+ * P2M_ENTRY_INVALID.
+ */
+__u64 pfn_to_entry(int fd, __u64 pfn);
+__u64 mfn_to_pfn(int fd, __u64 mfn);
+/* The entries of a range, to be freed; NULL and errno on failure. */
+__u64 *range_to_entries(int fd, __u64 pfn, __u64 nr_pages);
+
+/* What all domains have together; ~0 if it can't be found out. */
+__u64 total_pages(void);
+
+/* A mapping of the pages at a PFN: shared, readable and writable. */
+void *map_pages(int fd, __u64 pfn, __u64 nr_pages);
+void *map_window(int fd, __u64 offset, size_t len);
+
+/*
+ * The regions of a domain and how many pages it has: what a command that fails
+ * must leave alone.
+ */
+struct snapshot {
+	struct p2m_stat stat;
+	struct p2m_region *regions;
+};
+int snapshot_take(int fd, struct snapshot *snap);
+/* True if nothing has changed since. Frees the snapshot. */
+bool snapshot_is_current(int fd, struct snapshot *snap);
+
+/*
+ * A page's content that is like no other's: a function of @tag, which differs
+ * in every word.
+ */
+void page_fill(void *page, __u64 tag);
+bool page_matches(const void *page, __u64 tag);
+/* The index of the first byte that isn't zero, or @len. */
+size_t first_nonzero(const void *mem, size_t len);
+
+/* 0, or the number of the signal that the access raised. */
+int touch_read(const volatile void *addr);
+int touch_write(volatile void *addr, unsigned char value);
+
+/* The machine frame behind an address as the kernel itself reports it. */
+int pagemap_open(void);
+/* P2M_ENTRY_INVALID if nothing is mapped there. */
+__u64 pagemap_mfn(int pagemap, const void *addr);
+
+/* Machine memory, through the direct map as /proc/kcore shows it. */
+struct kcore;
+struct kcore *kcore_open(void);
+int kcore_read_page(const struct kcore *kcore, __u64 mfn, void *page);
+void kcore_close(struct kcore *kcore);
+
+/* A field of /proc/meminfo in KiB, ~0 if it isn't there. */
+__u64 meminfo_kib(const char *field);
+
+__u64 now_ms(void);
+/* A pseudo-random sequence that is the same in every run. */
+__u64 next_random(__u64 *state);
+
+/*
+ * Loads the module from $P2M_KO. module_reload() gives it other parameters;
+ * module_restore() those that the environment names in $P2M_PARAMS.
+ */
+bool module_can_reload(void);
+int module_unload(void);
+int module_load(const char *params);
+int module_reload(const char *params);
+int module_restore(void);
+
+#endif /* P2M_UTIL_H */
