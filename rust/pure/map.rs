@@ -248,9 +248,8 @@ impl Maps {
         };
         if let Some(mfn) = gone.owned() {
             self.forget(writer, store, views, mfn);
-            if stored.is_err() {
-                self.prune_m2p(writer, store, views, mfn, mfn);
-            }
+            // Nobody else would: it is found by what is in the P2M.
+            self.prune_m2p(writer, store, views, mfn, mfn);
         }
         stored?;
         Ok(old)

@@ -307,17 +307,19 @@ impl Sparse {
         last: u64,
     ) {
         let root = self.root();
+        let empty = Root {
+            id: store.missing(0),
+            level: 0,
+        };
         if root.id == store.missing(root.level) {
+            // INVARIANT: One missing table takes the place of another.
+            self.set_root(store, watch, empty, first);
             return;
         }
         // What is left of a tree that failed to grow high enough doesn't cover the range.
         if root.covers(first) {
             let last = last.min(span(root.level + 1) - 1);
             if Self::prune_below(writer, store, watch, root, (first, last)) {
-                let empty = Root {
-                    id: store.missing(0),
-                    level: 0,
-                };
                 // INVARIANT: The missing table takes the place of a tree that had nothing in it.
                 let old = self.set_root(store, watch, empty, first);
                 writer.retire(store, old.id);

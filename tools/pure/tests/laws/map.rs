@@ -1,0 +1,465 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! P2M and M2P against a bijection that is kept in ordered maps.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use p2m_pure::entry::{Entry, INVALID};
+use p2m_pure::frame::{Mfn, Pfn};
+use p2m_pure::map::{Maps, SetError, Which};
+use p2m_pure::table::{NoMemory, TableStore};
+use p2m_pure_host::store::Store;
+use proptest::prelude::*;
+
+use crate::rig::{mfn, nr_tables, pfn, range, span, Domain};
+
+/// PFNs and MFNs on either side of the borders of tables of all levels.
+const PFNS: [u64; 8] = [
+    0,
+    1,
+    span(1) - 1,
+    span(1),
+    span(2) - 1,
+    span(2),
+    span(3),
+    Pfn::LIMIT - 1,
+];
+const MFNS: [u64; 7] = [
+    0,
+    1,
+    span(1),
+    span(2) + 1,
+    span(3) + span(1),
+    span(4),
+    Mfn::LIMIT - 1,
+];
+
+fn owned(model: &BTreeMap<u64, Entry>) -> impl Iterator<Item = (u64, u64)> + '_ {
+    model
+        .iter()
+        .filter_map(|(&pfn, entry)| Some((entry.owned()?.get(), pfn)))
+}
+
+/// Checks both maps, whole and word by word, and what they cost.
+#[track_caller]
+fn assert_holds<V: p2m_pure::map::Views>(domain: &Domain<V>, model: &BTreeMap<u64, Entry>) {
+    let store = &domain.store;
+    for at in PFNS {
+        let expected = model.get(&at).copied().unwrap_or(Entry::Invalid);
+        assert_eq!(domain.lookup(pfn(at)), expected, "at PFN {at:#x}");
+        let leaf = domain.maps.leaf(store, Which::P2m, at);
+        assert_eq!(store.table(leaf).load(at), expected.raw());
+    }
+    let inverse: BTreeMap<u64, u64> = owned(model).collect();
+    assert_eq!(inverse.len(), owned(model).count(), "the model is wrong");
+    for at in MFNS {
+        let expected = inverse.get(&at).copied();
+        assert_eq!(domain.mfn_to_pfn(mfn(at)).map(Pfn::get), expected);
+        // Between changes not even the word is stale.
+        let leaf = domain.maps.leaf(store, Which::M2p, at);
+        let word = store.table(leaf).load(at);
+        assert_eq!(word, expected.unwrap_or(INVALID), "at MFN {at:#x}");
+    }
+    for which in [Which::P2m, Which::M2p] {
+        assert_eq!(domain.maps.generation(store, which) % 2, 0);
+    }
+    let frames = inverse.keys().copied().collect();
+    assert_eq!(domain.writer.nr_tables(Which::M2p), nr_tables(&frames));
+    let nr_tables = [Which::P2m, Which::M2p].map(|which| domain.writer.nr_tables(which));
+    // One more is the header.
+    assert_eq!(nr_tables.iter().sum::<u64>() + 1, store.nr_live());
+}
+
+fn filled(model: &BTreeMap<u64, Entry>) -> Domain {
+    let mut domain = Domain::new(());
+    for (&at, &entry) in model {
+        domain.set(pfn(at), entry).unwrap();
+    }
+    domain
+}
+
+/// What a domain may look like before something is done to it.
+fn models() -> Vec<BTreeMap<u64, Entry>> {
+    let present = |(at, frame)| (at, Entry::Present(mfn(frame)));
+    vec![
+        BTreeMap::new(),
+        BTreeMap::from([present((0, 1))]),
+        BTreeMap::from([present((span(2), span(4)))]),
+        BTreeMap::from([
+            (1, Entry::Identity(mfn(1))),
+            (span(1), Entry::Foreign(mfn(span(1)))),
+            present((span(1) - 1, 0)),
+            present((span(2), span(2) + 1)),
+            present((Pfn::LIMIT - 1, Mfn::LIMIT - 1)),
+        ]),
+    ]
+}
+
+fn entries() -> impl Iterator<Item = Entry> {
+    let some = |at: u64| {
+        [
+            Entry::Present(mfn(at)),
+            Entry::Foreign(mfn(at)),
+            Entry::Identity(mfn(at)),
+        ]
+    };
+    MFNS.into_iter().flat_map(some).chain([Entry::Invalid])
+}
+
+#[test]
+fn an_empty_domain_costs_a_header() {
+    let domain = Domain::new(());
+    assert_holds(&domain, &BTreeMap::new());
+    assert_eq!(domain.store.nr_live(), 1);
+}
+
+#[test]
+fn a_domain_without_header_is_none() {
+    let store = Store::new(1);
+    store.fail_after(0);
+    assert!(matches!(Maps::new(&store), Err(NoMemory)));
+}
+
+#[test]
+fn every_entry_can_be_set_everywhere_or_is_elsewhere() {
+    for model in models() {
+        for at in PFNS {
+            for entry in entries() {
+                let mut domain = filled(&model);
+                let mut model = model.clone();
+                let elsewhere = owned(&model).find(|&(frame, place)| {
+                    place != at && entry.owned().map(Mfn::get) == Some(frame)
+                });
+                let result = domain.set(pfn(at), entry);
+                if let Some((_, place)) = elsewhere {
+                    assert_eq!(result, Err(SetError::Elsewhere(pfn(place))));
+                } else {
+                    let old = model.insert(at, entry).unwrap_or(Entry::Invalid);
+                    assert_eq!(result, Ok(old));
+                }
+                model.retain(|_, entry| *entry != Entry::Invalid);
+                assert_holds(&domain, &model);
+            }
+        }
+    }
+}
+
+/// Case 12.
+#[test]
+fn a_frame_that_was_replaced_is_nowhere() {
+    let mut domain = Domain::new(());
+    let (old, new) = (Entry::Present(mfn(1)), Entry::Present(mfn(span(4))));
+    domain.set(pfn(7), old).unwrap();
+    assert_eq!(domain.set(pfn(7), new), Ok(old));
+    assert_eq!(domain.mfn_to_pfn(mfn(1)), None);
+    assert_eq!(domain.mfn_to_pfn(mfn(span(4))), Some(pfn(7)));
+    // It's free to be somewhere else.
+    domain.set(pfn(span(2)), old).unwrap();
+    assert_eq!(domain.mfn_to_pfn(mfn(1)), Some(pfn(span(2))));
+}
+
+#[test]
+fn an_m2p_entry_alone_proves_nothing() {
+    let mut domain = Domain::new(());
+    domain.set(pfn(7), Entry::Present(mfn(1))).unwrap();
+    // Each of these could be seen while a writer is at work, or would be if there were no check.
+    let forge = |domain: &Domain, at, word| {
+        let leaf = domain.maps.leaf(&domain.store, Which::M2p, at);
+        domain.store.table(leaf).store(at, word);
+    };
+    domain.set(pfn(9), Entry::Present(mfn(3))).unwrap();
+    for stale in [7, 8, span(3), Pfn::LIMIT] {
+        forge(&domain, 2, stale);
+        assert_eq!(domain.mfn_to_pfn(mfn(2)), None);
+    }
+    forge(&domain, 2, INVALID);
+    for entry in [Entry::Foreign(mfn(1)), Entry::Identity(mfn(1))] {
+        domain.set(pfn(7), entry).unwrap();
+        forge(&domain, 1, 7);
+        assert_eq!(domain.mfn_to_pfn(mfn(1)), None);
+        forge(&domain, 1, INVALID);
+    }
+}
+
+#[test]
+fn clearing_releases_each_frame_of_the_domain_once() {
+    for model in models() {
+        for (first, last) in PFNS.iter().zip(&PFNS[1..]).chain([(&0, &Pfn::LIMIT)]) {
+            // The whole space is a long way page by page: only around what is in it.
+            let (start, end) = (*first, (*last).min(span(2) + span(1)));
+            if start >= end {
+                continue;
+            }
+            let mut domain = filled(&model);
+            let mut left = model.clone();
+            let gone = range(start, end - start);
+            left.retain(|&at, _| at < start || at >= end);
+            let expected: Vec<u64> = owned(&model)
+                .filter(|&(_, at)| at >= start && at < end)
+                .map(|(frame, _)| frame)
+                .collect();
+            let released: BTreeSet<u64> = domain.clear(gone).iter().map(|mfn| mfn.get()).collect();
+            assert_eq!(released, expected.into_iter().collect());
+            assert_holds(&domain, &left);
+            let held = left.keys().copied().collect();
+            assert_eq!(domain.writer.nr_tables(Which::P2m), nr_tables(&held));
+            assert_eq!(domain.clear(gone), []);
+        }
+    }
+}
+
+#[test]
+fn an_empty_domain_has_no_tables_again() {
+    for model in models() {
+        let mut domain = filled(&model);
+        // Replacing frames must not leave tables of the M2P behind.
+        for (at, entry) in [(1, span(3) + span(1)), (1, span(2) + 2), (1, 9)] {
+            domain.set(pfn(at), Entry::Present(mfn(entry))).unwrap();
+        }
+        for at in PFNS {
+            domain.clear(range(at, 1));
+        }
+        assert_holds(&domain, &BTreeMap::new());
+        assert_eq!(domain.store.nr_live(), 1);
+    }
+}
+
+/// Case 9 for both maps: whichever table is the one that can't be had.
+#[test]
+fn a_failed_allocation_changes_nothing() {
+    let mut nr_failures = 0;
+    for model in models() {
+        for at in PFNS {
+            for entry in entries() {
+                for nr_good in 0.. {
+                    let mut domain = filled(&model);
+                    let tables = [Which::P2m, Which::M2p].map(|map| domain.writer.nr_tables(map));
+                    domain.store.fail_after(nr_good);
+                    if domain.set(pfn(at), entry) != Err(SetError::NoMemory) {
+                        break;
+                    }
+                    nr_failures += 1;
+                    assert_holds(&domain, &model);
+                    let after = [Which::P2m, Which::M2p].map(|map| domain.writer.nr_tables(map));
+                    assert_eq!(after, tables);
+
+                    domain.store.fail_never();
+                    domain.set(pfn(at), entry).unwrap();
+                    let mut model = model.clone();
+                    model.insert(at, entry);
+                    assert_holds(&domain, &model);
+                }
+            }
+        }
+    }
+    assert!(nr_failures > 1000, "{nr_failures}");
+}
+
+#[test]
+fn clearing_needs_no_memory() {
+    for model in models() {
+        let mut domain = filled(&model);
+        domain.store.fail_after(0);
+        for at in PFNS {
+            domain.clear(range(at, 1));
+        }
+        assert_holds(&domain, &BTreeMap::new());
+    }
+}
+
+#[test]
+fn a_domain_is_destroyed_with_what_is_in_it() {
+    for model in models() {
+        // The store panics if something is left.
+        drop(filled(&model));
+    }
+}
+
+#[test]
+fn generations_of_the_two_maps_are_independent() {
+    let mut domain = Domain::new(());
+    let generations = |domain: &Domain| {
+        [Which::P2m, Which::M2p].map(|which| domain.maps.generation(&domain.store, which))
+    };
+    for (at, entry, expected, what) in [
+        (0, Entry::Invalid, [0, 0], "nothing"),
+        (0, Entry::Foreign(mfn(1)), [2, 0], "a P2M leaf"),
+        (1, Entry::Present(mfn(5)), [2, 2], "an M2P leaf"),
+        (2, Entry::Present(mfn(6)), [2, 2], "two values"),
+        (3, Entry::Identity(mfn(3)), [2, 2], "a value"),
+        (span(1), Entry::Present(mfn(7)), [6, 2], "P2M root and leaf"),
+        (4, Entry::Present(mfn(span(1))), [6, 6], "M2P root and leaf"),
+        (4, Entry::Present(mfn(span(1) + 1)), [6, 6], "values"),
+        (4, Entry::Present(mfn(8)), [6, 10], "M2P leaf and root go"),
+    ] {
+        domain.set(pfn(at), entry).unwrap();
+        assert_eq!(generations(&domain), expected, "{what}");
+    }
+    domain.clear(range(span(1), 1));
+    assert_eq!(generations(&domain), [10, 10], "P2M leaf and root go");
+}
+
+#[test]
+fn the_next_backed_pfn_skips_missing_leaves() {
+    let domain = filled(&BTreeMap::from([
+        (span(2) + 5, Entry::Foreign(mfn(0))),
+        (Pfn::LIMIT - 1, Entry::Foreign(mfn(0))),
+    ]));
+    for (from, expected) in [
+        (0, span(2)),
+        (span(2) - 1, span(2)),
+        (span(2) + 5, span(2) + 5),
+        (span(2) + 6, span(2) + 6),
+        (span(2) + span(1), Pfn::LIMIT - span(1)),
+        (Pfn::LIMIT - 1, Pfn::LIMIT - 1),
+    ] {
+        let next = domain.maps.next_backed(&domain.store, pfn(from));
+        assert_eq!(next, Some(pfn(expected)), "from {from:#x}");
+    }
+    let empty = Domain::new(());
+    assert_eq!(empty.maps.next_backed(&empty.store, Pfn::ZERO), None);
+}
+
+/// What the maps cost: 16 bytes a page in leaves, and what leads to them.
+mod cost {
+    use super::*;
+
+    /// The leaves that have a part of a range.
+    fn nr_leaves(start: u64, nr: u64) -> u64 {
+        (start + nr - 1) / span(1) - start / span(1) + 1
+    }
+
+    /// Fills a region with a machine run and returns the number of tables of each map.
+    fn cost(start: u64, first: u64, nr: u64) -> [u64; 2] {
+        let mut domain = Domain::with_capacity((), 1024);
+        for at in 0..nr {
+            let entry = Entry::Present(mfn(first + at));
+            domain.set(pfn(start + at), entry).unwrap();
+        }
+        let cost = [Which::P2m, Which::M2p].map(|which| domain.writer.nr_tables(which));
+        domain.clear(range(start, nr));
+        assert_eq!(domain.store.nr_live(), 1);
+        cost
+    }
+
+    #[test]
+    fn a_dense_region_costs_its_leaves_and_a_path() {
+        for nr in [1, 2, 511, 512, 513, 1024, 5000, 60_000] {
+            for (start, first) in [
+                (0, 0),
+                (span(1), 3 * span(2)),
+                (span(2) - 1, span(3) - 1),
+                (Pfn::LIMIT - 60_000, span(4)),
+            ] {
+                let [p2m, m2p] = cost(start, first, nr);
+                for (tables, start) in [(p2m, start), (m2p, first)] {
+                    let leaves = nr_leaves(start, nr);
+                    // Rounding: a leaf at either end that is used in part.
+                    assert!(leaves <= nr.div_ceil(span(1)) + 1);
+                    // At most 4 levels above, of each as many as there are leaves / 512, and one at
+                    // either end that is used in part.
+                    let upper = tables - leaves;
+                    assert!(upper <= 4 * (leaves.div_ceil(span(1)) + 1), "{upper}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_aligned_region_costs_16_bytes_a_page_in_leaves() {
+        let nr = 64 * span(1);
+        let [p2m, m2p] = cost(span(2), span(3), nr);
+        // From PFN 2^18 a root and a middle table, from MFN 2^27 one more.
+        let upper = 2 + 3;
+        assert_eq!((p2m + m2p - upper) * 4096, 16 * nr);
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Set(usize, Entry),
+    /// A set, during which no more than so many allocations succeed.
+    Starve(usize, Entry, u64),
+    /// Two PFNs change their frames.
+    Swap(usize, usize),
+    Clear(usize, u64),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let entry = || prop::sample::select(entries().collect::<Vec<_>>());
+    let at = || 0..PFNS.len();
+    prop_oneof![
+        6 => (at(), entry()).prop_map(|(at, entry)| Op::Set(at, entry)),
+        2 => (at(), entry(), 0..8u64).prop_map(|(at, entry, nr)| Op::Starve(at, entry, nr)),
+        2 => (at(), at()).prop_map(|(a, b)| Op::Swap(a, b)),
+        2 => (at(), 1..600u64).prop_map(|(at, nr)| Op::Clear(at, nr)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn maps_are_a_bijection_on_the_frames_of_the_domain(
+        ops in prop::collection::vec(op(), 1..80),
+    ) {
+        let mut domain = Domain::new(());
+        let mut model = BTreeMap::<u64, Entry>::new();
+        for op in ops {
+            match op {
+                Op::Set(at, entry) | Op::Starve(at, entry, _) => {
+                    let at = PFNS[at];
+                    if let Op::Starve(_, _, nr_good) = op {
+                        domain.store.fail_after(nr_good);
+                    }
+                    let elsewhere = owned(&model).find(|&(frame, place)| {
+                        place != at && entry.owned().map(Mfn::get) == Some(frame)
+                    });
+                    match domain.set(pfn(at), entry) {
+                        Ok(old) => {
+                            prop_assert_eq!(elsewhere, None);
+                            let expected = model.insert(at, entry).unwrap_or(Entry::Invalid);
+                            prop_assert_eq!(old, expected);
+                        }
+                        Err(SetError::Elsewhere(place)) => {
+                            prop_assert_eq!(elsewhere.map(|(_, at)| at), Some(place.get()));
+                        }
+                        Err(SetError::NoMemory) => {
+                            prop_assert!(matches!(op, Op::Starve(..)));
+                        }
+                    }
+                    domain.store.fail_never();
+                }
+                Op::Swap(a, b) => {
+                    let (a, b) = (PFNS[a], PFNS[b]);
+                    let [at_a, at_b] = [a, b].map(|at| domain.lookup(pfn(at)));
+                    for (at, entry) in [(a, Entry::Invalid), (b, at_a), (a, at_b)] {
+                        domain.set(pfn(at), entry).unwrap();
+                        model.insert(at, entry);
+                    }
+                }
+                Op::Clear(at, nr) => {
+                    let start = PFNS[at];
+                    let nr = nr.min(Pfn::LIMIT - start);
+                    let mut released: Vec<u64> =
+                        domain.clear(range(start, nr)).iter().map(|mfn| mfn.get()).collect();
+                    released.sort_unstable();
+                    let is_cleared = |at: u64| at >= start && at < start + nr;
+                    let mut expected: Vec<u64> = owned(&model)
+                        .filter(|&(_, at)| is_cleared(at))
+                        .map(|(frame, _)| frame)
+                        .collect();
+                    expected.sort_unstable();
+                    prop_assert_eq!(released, expected);
+                    model.retain(|&at, _| !is_cleared(at));
+                }
+            }
+            model.retain(|_, entry| *entry != Entry::Invalid);
+            assert_holds(&domain, &model);
+        }
+        for at in PFNS {
+            domain.clear(range(at, 1));
+        }
+        prop_assert_eq!(domain.store.nr_live(), 1);
+    }
+}
