@@ -109,10 +109,10 @@ kdir=/usr/src/linux/build
 
 # in_root ROOT KERNEL COMMAND...: run COMMAND in ROOT, in the checkout, with
 # the directory KERNEL (or none) as /usr/src/linux. The namespaces end with the
-# command, and with them all mounts and all processes.
+# command, and with them all mounts and all processes; the command ends with us.
 in_root() {
 	# shellcheck disable=SC2016
-	unshare --mount --pid --fork --kill-child -- \
+	setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child -- \
 		bash -c 'source "$0/qemu/lib.sh"; enter_root "$@"' "$top" "$@"
 }
 
@@ -121,7 +121,7 @@ check_host() {
 
 	((EUID == 0)) || die "needs root for chroot and mounts, run: sudo ${P2M_COMMAND:-make run}"
 	[[ $(uname -m) == x86_64 ]] || die 'needs an x86-64 host'
-	for tool in unshare flock mount chroot sha256sum; do
+	for tool in unshare setpriv flock mount chroot sha256sum; do
 		command -v "$tool" >/dev/null ||
 			die "needs $tool, install coreutils and util-linux"
 	done
