@@ -15,11 +15,15 @@
 //! - [`map`]: the P2M and the M2P of a domain, kept consistent.
 //! - [`runs`]: ranges of PFNs as machine runs.
 //! - [`policy`]: which machine frames a region gets, and in which order.
+//! - [`pv`]: backends, the hooks between page-table code and page tables.
+//! - [`paging`]: page tables, built and walked through a backend.
 
 pub mod entry;
 pub mod frame;
 pub mod map;
+pub mod paging;
 pub mod policy;
+pub mod pv;
 pub mod runs;
 pub mod sparse;
 pub mod table;

@@ -52,6 +52,23 @@ impl Table {
         self.slot(index).store(word, Ordering::Release);
     }
 
+    /// Stores a word where `index` selects, and returns what was there.
+    pub fn swap(&self, index: u64, word: u64) -> u64 {
+        self.slot(index).swap(word, Ordering::AcqRel)
+    }
+
+    /// Replaces the word that `index` selects by what `change` makes of it, however often others
+    /// change it meanwhile.
+    pub fn update(&self, index: u64, change: impl Fn(u64) -> u64) {
+        let slot = self.slot(index);
+        let mut word = slot.load(Ordering::Relaxed);
+        while let Err(now) =
+            slot.compare_exchange(word, change(word), Ordering::AcqRel, Ordering::Relaxed)
+        {
+            word = now;
+        }
+    }
+
     /// Returns whether all words are `word`.
     pub fn is_all(&self, word: u64) -> bool {
         self.words
