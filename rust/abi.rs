@@ -180,11 +180,17 @@ pub(crate) fn handle<C: Command>(
         return Err(EOPNOTSUPP);
     }
 
+    // What can't say what it did must not do it.
+    write_back(arg, known, &command)?;
     let result = handler(&mut command);
-
-    let bytes = command.as_bytes().get(..known).ok_or(EINVAL)?;
-    let written = UserSlice::new(arg, known).writer().write_slice(bytes);
+    let written = write_back(arg, known, &command);
     result.and(written).map(|()| 0)
+}
+
+/// Writes the part of a structure that userspace knows.
+fn write_back<C: Command>(arg: UserPtr, known: usize, command: &C) -> Result {
+    let bytes = command.as_bytes().get(..known).ok_or(EINVAL)?;
+    UserSlice::new(arg, known).writer().write_slice(bytes)
 }
 
 /// Checks that the rest of a structure, which we don't know, is zero.

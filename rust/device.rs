@@ -88,10 +88,15 @@ impl MiscDevice for Domain {
         let mut words = KVec::from_elem(0u64, CHUNK, GFP_KERNEL)?;
         let mut pfn = offset / ENTRY_SIZE as u64;
         let mut done = 0;
-        while !iov.is_empty() && pfn < me.end_pfn() {
+        while !iov.is_empty() {
             check_killed()?;
+            // Another thread may be changing it.
+            let left = me.end_pfn().saturating_sub(pfn);
+            if left == 0 {
+                break;
+            }
             // CAST: At most `CHUNK`.
-            let nr = (me.end_pfn() - pfn).min((iov.len() / ENTRY_SIZE).min(CHUNK) as u64) as usize;
+            let nr = left.min((iov.len() / ENTRY_SIZE).min(CHUNK) as u64) as usize;
             let words = words.get_mut(..nr).ok_or(EINVAL)?;
             me.lookup(pfn, words);
             // A part of an entry is not an entry.

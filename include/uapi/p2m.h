@@ -40,7 +40,7 @@
  *
  *  - ENOTTY: the command number is not known.
  *  - E2BIG: the structure is larger than the kernel knows, and the part that
- *    the kernel doesn't know isn't zero.
+ *    the kernel doesn't know isn't zero; or it is larger than a page.
  *  - EINVAL: the structure is smaller than its first version, a reserved member
  *    is not zero, or a value makes no sense.
  *  - EOPNOTSUPP: a flag or policy that this kernel doesn't know.
