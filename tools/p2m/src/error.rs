@@ -135,8 +135,8 @@ impl Error {
                  sudo"
             }
             (_, Errno::DQUOT) => {
-                "a limit of the module is reached: p2m info shows them, modinfo p2m the \
-                 parameters that raise them"
+                "a limit of the module is reached, which p2m info shows: load it with a larger \
+                 max_pages, max_domain_pages or max_regions"
             }
             (_, Errno::NOMEM) => {
                 "memory is short, or the region is larger than RLIMIT_MEMLOCK allows (ulimit -l)"
@@ -180,7 +180,7 @@ mod tests {
         for (operation, errno, remedy) in [
             (Operation::Open, Errno::NOENT, "insmod p2m.ko"),
             (Operation::Open, Errno::ACCESS, "sudo"),
-            (Operation::Create, Errno::DQUOT, "parameters"),
+            (Operation::Create, Errno::DQUOT, "max_pages"),
             (Operation::Create, Errno::NOMEM, "RLIMIT_MEMLOCK"),
             (Operation::Create, Errno::ADDRNOTAVAIL, "policy"),
             (Operation::Translate, Errno::PERM, "CAP_SYS_ADMIN"),

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::args::{Alloc, Args};
 use crate::check::{self, Witness};
-use crate::format::{Bytes, Verdict, json, progress, section};
+use crate::format::{Bytes, Progress, Verdict, json, section};
 use crate::inspect::{asking, open};
 use crate::layout::{Extent, Machine, Sample};
 
@@ -98,15 +98,13 @@ fn check_frames(domain: &Domain, region: &Region, memory: &Mapping) -> Result<ch
         let [start, end] = [range.start, range.end].map(|pfn| (pfn.0 - first) as usize);
         Ok(frames.get(start..end).unwrap_or_default().to_vec())
     }));
-    let bar = progress("check", region.nr_pages);
-    let report = check::check(
+    let progress = Progress::new("check", region.nr_pages);
+    check::check(
         [region.range()],
         asking(domain),
         vec![("/proc/self/pagemap", mapped)],
-        |nr_pages| bar.inc(nr_pages),
-    );
-    bar.finish_and_clear();
-    report
+        move |nr_pages| progress.advance(nr_pages),
+    )
 }
 
 /// Whether memory holds as one piece what is stored to it.
@@ -122,21 +120,20 @@ impl Linear {
     /// Stores to all of the memory, then loads all of it.
     fn of(words: &[AtomicU64]) -> Self {
         const CHUNK: usize = 1 << 17;
-        let bar = progress("linear", 2 * words.len() as u64);
+        let progress = Progress::new("linear", 2 * words.len() as u64);
         let chunks = || words.chunks(CHUNK).zip((0..).step_by(CHUNK));
         for (chunk, first) in chunks() {
             for (word, index) in chunk.iter().zip(first..) {
                 word.store(pattern(index), Ordering::Relaxed);
             }
-            bar.inc(chunk.len() as u64);
+            progress.advance(chunk.len() as u64);
         }
         let first_bad = chunks().find_map(|(chunk, first)| {
-            bar.inc(chunk.len() as u64);
+            progress.advance(chunk.len() as u64);
             let mut chunk = chunk.iter().zip(first..);
             let bad = chunk.find(|(word, index)| word.load(Ordering::Relaxed) != pattern(*index));
             bad.map(|(_, index)| index * size_of::<u64>() as u64)
         });
-        bar.finish_and_clear();
         Self {
             ok: first_bad.is_none(),
             bytes: size_of_val(words) as u64,

@@ -4,8 +4,9 @@
 
 use std::fmt::{self, Display, Formatter};
 use std::io::{self, Write};
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 /// A number of bytes, in the largest unit that leaves it above one.
@@ -73,12 +74,37 @@ pub(crate) fn json(out: &mut impl Write, value: &impl Serialize) -> io::Result<(
     writeln!(out)
 }
 
-/// Returns a bar for long work, which shows on a terminal only.
-pub(crate) fn progress(what: &'static str, total: u64) -> ProgressBar {
-    let bar = ProgressBar::new(total).with_message(what);
-    match ProgressStyle::with_template("{msg:<8} {wide_bar} {percent:>3}%") {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
+/// A bar that shows how far work got: on a terminal only, and only if it takes a while.
+pub(crate) struct Progress {
+    bar: ProgressBar,
+    start: Instant,
+}
+
+impl Progress {
+    const PATIENCE: Duration = Duration::from_millis(500);
+
+    pub(crate) fn new(what: &'static str, total: u64) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
+        let bar = bar.with_message(what);
+        let bar = match ProgressStyle::with_template("{msg:<8} {wide_bar} {percent:>3}%") {
+            Ok(style) => bar.with_style(style),
+            Err(_) => bar,
+        };
+        let start = Instant::now();
+        Self { bar, start }
+    }
+
+    pub(crate) fn advance(&self, done: u64) {
+        if self.bar.is_hidden() && self.start.elapsed() > Self::PATIENCE {
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+        self.bar.inc(done);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
     }
 }
 

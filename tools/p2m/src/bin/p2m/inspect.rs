@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::args::{Args, Map, MaybeTarget, Target, Translate};
 use crate::check::{self, Ask, Witness};
-use crate::format::{Bytes, Count, json, progress, section};
+use crate::format::{Bytes, Count, Progress, json, section};
 use crate::layout::{Extent, Page};
 
 pub(crate) fn info(args: &Args, out: &mut impl Write) -> Result<bool> {
@@ -250,15 +250,13 @@ pub(crate) fn check(args: &Args, of: &Target, out: &mut impl Write) -> Result<bo
         bail!("cannot check: the domain has no region");
     }
 
-    let bar = progress("check", regions.iter().map(|region| region.nr_pages).sum());
+    let progress = Progress::new("check", regions.iter().map(|region| region.nr_pages).sum());
     let report = check::check(
         regions.iter().map(Region::range),
         asking(&domain),
         witnesses(&domain)?,
-        |nr_pages| bar.inc(nr_pages),
-    );
-    bar.finish_and_clear();
-    let report = report?;
+        move |nr_pages| progress.advance(nr_pages),
+    )?;
     if args.json {
         json(out, &report)?;
     } else {
