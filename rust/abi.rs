@@ -28,6 +28,10 @@ use crate::pure::{
         PAGE_SIZE, //
     },
     map::header,
+    pv::{
+        self,
+        bits, //
+    },
     table::NoMemory, //
 };
 
@@ -94,6 +98,14 @@ commands! {
     p2m_region_list = P2M_CMD_REGION_LIST, 40, 0;
     p2m_translate = P2M_CMD_TRANSLATE, 32, P2M_TRANSLATE_M2P;
     p2m_runs = P2M_CMD_RUNS, 48, 0;
+    p2m_space_create = P2M_CMD_SPACE_CREATE, 72, 0;
+    p2m_space_destroy = P2M_CMD_SPACE_DESTROY, 16, 0;
+    p2m_space_map = P2M_CMD_SPACE_MAP, 48, 0;
+    p2m_space_unmap = P2M_CMD_SPACE_UNMAP, 40, P2M_UNMAP_ALL;
+    p2m_space_change = P2M_CMD_SPACE_CHANGE, 48, P2M_CHANGE_FRAMES;
+    p2m_space_walk = P2M_CMD_SPACE_WALK, 224, 0;
+    p2m_space_dump = P2M_CMD_SPACE_DUMP, 48, 0;
+    p2m_space_access = P2M_CMD_SPACE_ACCESS, 64, 0;
 }
 
 // What the header says and the pure part knows, too.
@@ -108,6 +120,18 @@ static_assert!(core::mem::offset_of!(p2m_header, end_mfn) as u64 == 8 * header::
 static_assert!(
     core::mem::offset_of!(p2m_header, m2p_generation) as u64 == 8 * header::M2P_GENERATION
 );
+
+// The bits of a leaf are those of the processor.
+// CAST: bindgen makes the smallest type of each constant.
+static_assert!(P2M_PTE_RW as u64 == bits::RW);
+static_assert!(P2M_PTE_USER as u64 == bits::USER);
+static_assert!(P2M_PTE_PWT as u64 == bits::PWT);
+static_assert!(P2M_PTE_PCD as u64 == bits::PCD);
+static_assert!(P2M_PTE_ACCESSED as u64 == bits::ACCESSED);
+static_assert!(P2M_PTE_DIRTY as u64 == bits::DIRTY);
+static_assert!(P2M_PTE_PAT as u64 == bits::PAT);
+static_assert!(P2M_PTE_NX as u64 == bits::NX);
+static_assert!(P2M_MAX_STEPS as usize == pv::MAX_LEVELS);
 
 impl From<BadRange> for Error {
     fn from(error: BadRange) -> Self {

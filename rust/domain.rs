@@ -65,6 +65,11 @@ use crate::{
         },
         runs::Runs, //
     },
+    space::{
+        Claims,
+        Host,
+        Spaces, //
+    },
     store::Store, //
 };
 
@@ -112,6 +117,7 @@ struct State {
     nr_pages: u64,
     /// There never was a region, so a mapping creates one.
     is_fresh: bool,
+    spaces: Spaces,
 }
 
 impl State {
@@ -174,6 +180,8 @@ pub(crate) struct Domain {
     sees_mfns: bool,
     nr_faults: Atomic<u64>,
     nr_fault_pages: Atomic<u64>,
+    /// Pages that belong to spaces.
+    claims: Claims,
     #[pin]
     mapping: Mapping,
     #[pin]
@@ -185,6 +193,7 @@ impl Domain {
     pub(crate) fn new(file: &File) -> Result<Pin<KBox<Self>>> {
         let store = Store::get()?;
         let (maps, writer) = Maps::new(&store)?;
+        let (claims, claims_writer) = Claims::new(&store);
         // CAST: Capabilities are small numbers.
         // SAFETY: It has no requirements.
         let sees_mfns = unsafe { bindings::capable(bindings::CAP_SYS_ADMIN as c_int) };
@@ -198,6 +207,7 @@ impl Domain {
                 sees_mfns,
                 nr_faults: Atomic::new(0),
                 nr_fault_pages: Atomic::new(0),
+                claims,
                 mapping <- Mapping::new(file),
                 state <- new_mutex!(State {
                     writer,
@@ -205,6 +215,7 @@ impl Domain {
                     nr_regions: 0,
                     nr_pages: 0,
                     is_fresh: true,
+                    spaces: Spaces::new(claims_writer),
                 }),
             }),
             GFP_KERNEL_ACCOUNT,
@@ -232,6 +243,26 @@ impl Domain {
     /// [`Mapping`] is locked.
     pub(crate) fn maps(&self) -> (&Maps, &Store) {
         (&self.maps, &self.store)
+    }
+
+    /// Returns the pages that belong to spaces, and the store of its tables.
+    pub(crate) fn claims(&self) -> (&Claims, &Store) {
+        (&self.claims, &self.store)
+    }
+
+    /// Calls `work` with the spaces, and the domain as the machine below them. It must not fault on
+    /// user memory.
+    pub(crate) fn with_spaces<R>(&self, work: impl FnOnce(&mut Spaces, &Host<'_>) -> R) -> R {
+        let mut state = self.state.lock();
+        work(&mut state.spaces, &Host::new(self))
+    }
+
+    /// Returns whether a page may be mapped writable or not, as `is_writable` says.
+    ///
+    /// What is a table of a space has its protection from here: nobody writes to it, and it's full
+    /// of machine frame numbers. The caller has locked the mapping.
+    pub(crate) fn may_map(&self, number: u64, is_writable: bool) -> bool {
+        !self.claims.is_protected(&self.store, number) || (self.sees_mfns && !is_writable)
     }
 
     /// Returns an entry as the opener may see it.
@@ -371,9 +402,13 @@ impl Domain {
     /// Takes the region that begins at `base` away, out of all mappings, too.
     pub(crate) fn destroy(&self, base: u64) -> Result {
         let mut state = self.state.lock();
-        match state.regions.get(&base) {
-            Some(region) if region.charge.is_some() => (),
+        let range = match state.regions.get(&base) {
+            Some(region) if region.charge.is_some() => region.range,
             _ => return Err(ENOENT),
+        };
+        // Tables would name frames that are somebody else's by then.
+        if self.claims.has_any(&self.store, range) || state.spaces.is_mapped(self, range) {
+            return Err(EBUSY);
         }
         let region = state.remove(base).ok_or(ENOENT)?;
         self.depopulate(&mut state.writer, region.range, |mfn| Source.free(mfn));
@@ -480,8 +515,12 @@ impl PinnedDrop for Domain {
         let this = self.project();
         let mut state = this.state.lock();
         let State {
-            writer, regions, ..
+            writer,
+            regions,
+            spaces,
+            ..
         } = &mut *state;
+        spaces.release(this.claims, this.store);
         // No mapping is left, as each has a reference to the file. So there's nothing to zap.
         for region in regions.values() {
             this.maps

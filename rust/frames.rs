@@ -17,7 +17,8 @@ use crate::{
     ffi,
     pure::{
         frame::Mfn,
-        policy::FrameSource, //
+        policy::FrameSource,
+        table::Table, //
     }, //
 };
 
@@ -131,6 +132,23 @@ impl Source {
     pub(crate) fn page(mfn: Mfn) -> *mut bindings::page {
         // SAFETY: There is a page for every frame that came from the page allocator.
         unsafe { ffi::p2m_pfn_to_page(mfn.get() as c_ulong) }
+    }
+
+    /// Returns a frame as a table, which its owner may write to as well.
+    ///
+    /// # Safety
+    ///
+    /// The frame isn't freed for `'a`.
+    pub(crate) unsafe fn table<'a>(mfn: Mfn) -> &'a Table {
+        // SAFETY: A frame of the page allocator is in the linear map. By the safety requirements of
+        // this function it stays ours, it's initialised, and all accesses to it are atomic.
+        unsafe { &*ffi::p2m_page_address(Self::page(mfn)).cast::<Table>() }
+    }
+
+    /// Returns whether nobody but the domain has a reference to a frame.
+    pub(crate) fn is_exclusive(mfn: Mfn) -> bool {
+        // SAFETY: There is a page for every frame that came from the page allocator.
+        unsafe { ffi::p2m_page_count(Self::page(mfn)) == 1 }
     }
 
     /// Returns the frame of a page that the allocator returned.

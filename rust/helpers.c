@@ -26,6 +26,16 @@ struct page *p2m_pfn_to_page(unsigned long pfn)
 	return pfn_to_page(pfn);
 }
 
+void *p2m_page_address(struct page *page)
+{
+	return page_address(page);
+}
+
+int p2m_page_count(const struct page *page)
+{
+	return page_count(page);
+}
+
 /* max_pfn is not exported. */
 unsigned long p2m_max_pfn(void)
 {

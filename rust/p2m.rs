@@ -7,9 +7,12 @@
 //! `arch/x86/xen/p2m.c`; here it is tied to nothing.
 //!
 //! ```text
-//!  device ──► domain ──► pure::map ──► pure::sparse ──► store     tables, from the page allocator
-//!    │          ├──────► pure::policy ───────────────► frames     machine frames, the same
-//!    └► vma ────┴──────► mapping                                  user page tables
+//!  device ──► commands ──► domain ──► pure::map ──► pure::sparse ──► store   tables, and
+//!    │                       ├──────► pure::policy ────────────────► frames  machine frames,
+//!    │                       │                                               from the kernel
+//!    │                       ├──────► space ──► pure::paging ──► pure::pv    page tables, built
+//!    │                       │                                               through a backend
+//!    └► vma ─────────────────┴──────► mapping                                user mappings
 //! ```
 //!
 //! What `pure` contains needs no kernel. All `unsafe` is in the other modules.
@@ -29,6 +32,7 @@ use crate::{
 };
 
 mod abi;
+mod commands;
 mod device;
 mod domain;
 mod ffi;
@@ -36,6 +40,8 @@ mod frames;
 mod mapping;
 #[forbid(unsafe_code)]
 pub mod pure;
+mod space;
+mod space_commands;
 mod store;
 mod vma;
 mod window;
@@ -87,6 +93,7 @@ impl kernel::InPlaceModule for P2m {
         try_pin_init!(Self {
             _missing: {
                 domain::check_parameters()?;
+                space::register_backends()?;
                 MissingTables::new()?
             },
             _dir: debugfs::Dir::new(c"p2m"),
@@ -94,7 +101,12 @@ impl kernel::InPlaceModule for P2m {
                 writeln!(f, "domains {}", domain::nr_domains())?;
                 writeln!(f, "pages {}", frames::total())?;
                 writeln!(f, "max_pages {}", frames::max_total())?;
-                writeln!(f, "max_domain_pages {}", domain::max_pages())
+                writeln!(f, "max_domain_pages {}", domain::max_pages())?;
+                write!(f, "backends")?;
+                space::for_each_backend(|name| {
+                    let _ = write!(f, " {name}");
+                });
+                writeln!(f)
             }),
             _device <- MiscDeviceRegistration::register(options),
         })

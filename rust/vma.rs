@@ -12,7 +12,8 @@ use kernel::{
     bindings,
     mm::virt::{
         flags,
-        VmaNew, //
+        VmaNew,
+        VmaRef, //
     },
     prelude::*,
     types::ForeignOwnable, //
@@ -24,6 +25,7 @@ use crate::{
     pure::{
         frame::{
             Pfn,
+            PfnRange,
             PAGE_SHIFT,
             PAGE_SIZE, //
         },
@@ -40,6 +42,7 @@ unsafe impl Sync for Operations {}
 
 static MEMORY_OPS: Operations = Operations(bindings::vm_operations_struct {
     fault: Some(memory_fault),
+    mprotect: Some(memory_mprotect),
     map_pages: Some(map_pages),
     ..pin_init::zeroed()
 });
@@ -122,6 +125,13 @@ impl<'a> Fault<'a> {
         }
     }
 
+    /// Returns whether pages of the mapping are writable.
+    fn is_writable(&self) -> bool {
+        // SAFETY: The VMA is locked for reading during a fault.
+        let vma = unsafe { VmaRef::from_raw(self.vma) };
+        vma.flags() & flags::WRITE != 0
+    }
+
     /// Returns how many pages from the faulting one on are in the mapping and in the same page table.
     fn nr_pages_in_table(&self) -> usize {
         // SAFETY: The VMA is locked for reading during a fault.
@@ -189,6 +199,9 @@ unsafe extern "C" fn memory_fault(vmf: *mut bindings::vm_fault) -> bindings::vm_
             let Some(mfn) = entry.and_then(|entry| entry.owned()) else {
                 break;
             };
+            if !domain.may_map(number, fault.is_writable()) {
+                break;
+            }
             *page = Source::page(mfn);
             found += 1;
         }
@@ -213,6 +226,45 @@ unsafe extern "C" fn memory_fault(vmf: *mut bindings::vm_fault) -> bindings::vm_
         domain.count_fault(done as u64);
     }
     fault_result(result)
+}
+
+/// Has pages that were mapped read-only looked at again when the mapping becomes writable, as tables
+/// of a space must not become so.
+///
+/// # Safety
+///
+/// `vma` is valid, is one that [`mmap()`] has set up, and is locked for writing.
+unsafe extern "C" fn memory_mprotect(
+    vma: *mut bindings::vm_area_struct,
+    start: c_ulong,
+    end: c_ulong,
+    new_flags: c_ulong,
+) -> c_int {
+    if new_flags as bindings::vm_flags_t & flags::WRITE == 0 {
+        return 0;
+    }
+    // SAFETY: By the safety requirements of this function. A VMA has a reference to its file, which
+    // has one to the domain.
+    let (domain, vma, pgoff) = unsafe {
+        let private_data = (*(*vma).vm_file).private_data;
+        (
+            <Pin<KBox<Domain>> as ForeignOwnable>::borrow(private_data),
+            VmaRef::from_raw(vma),
+            (*vma).vm_pgoff,
+        )
+    };
+    // OVERFLOW: `start` is in the mapping, and `end` behind it.
+    let pgoff = (pgoff + ((start - vma.start()) >> PAGE_SHIFT)) as u64;
+    let nr_pages = ((end - start) >> PAGE_SHIFT) as u64;
+    let Ok(range) = PfnRange::new(pgoff, nr_pages) else {
+        return 0;
+    };
+    let views = domain.mapping().lock();
+    let (claims, store) = domain.claims();
+    if claims.has_any(store, range) {
+        views.unmap(range);
+    }
+    0
 }
 
 /// Maps the leaf, or the header, that was touched.

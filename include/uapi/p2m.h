@@ -70,6 +70,14 @@
 #define P2M_CMD_REGION_LIST 0x84
 #define P2M_CMD_TRANSLATE 0x85
 #define P2M_CMD_RUNS 0x86
+#define P2M_CMD_SPACE_CREATE 0x87
+#define P2M_CMD_SPACE_DESTROY 0x88
+#define P2M_CMD_SPACE_MAP 0x89
+#define P2M_CMD_SPACE_UNMAP 0x8a
+#define P2M_CMD_SPACE_CHANGE 0x8b
+#define P2M_CMD_SPACE_WALK 0x8c
+#define P2M_CMD_SPACE_DUMP 0x8d
+#define P2M_CMD_SPACE_ACCESS 0x8e
 
 /**
  * DOC: entries
@@ -148,6 +156,8 @@ struct p2m_header {
 /* Bits of p2m_info.out_features. */
 #define P2M_FEATURE_MFN_VISIBLE (1ULL << 0) /* this opener sees MFNs */
 #define P2M_FEATURE_TABLE_MMAP (1ULL << 1) /* P2M_OFFSET_* views */
+#define P2M_FEATURE_SPACES (1ULL << 2) /* P2M_SPACE_* */
+#define P2M_FEATURE_CPU_ACCESS (1ULL << 3) /* P2M_SPACE_ACCESS works here */
 
 /**
  * struct p2m_info - ioctl(P2M_INFO)
@@ -262,6 +272,7 @@ struct p2m_region_create {
  * from then on. Pages that somebody else pinned go when they are unpinned.
  *
  *  - ENOENT: no region begins at this PFN.
+ *  - EBUSY: a space maps a page of it, or has its tables there.
  */
 struct p2m_region_destroy {
 	__u32 size;
@@ -372,5 +383,329 @@ struct p2m_runs {
 	__aligned_u64 out_next_pfn;
 };
 #define P2M_RUNS _IO(P2M_IOCTL_TYPE, P2M_CMD_RUNS)
+
+/**
+ * DOC: spaces
+ *
+ * A space is a test address space of the domain: page tables in the format of
+ * the processor, built by code that knows pseudo-physical addresses only,
+ * through a backend. The backend decides what is in the tables:
+ *
+ *  - "native": the pseudo-physical address itself.
+ *  - "p2m": the machine address, with the semantics of Xen's paravirtualised
+ *    guests. A page that isn't populated gives an empty entry.
+ *  - "p2m-lossless": the same, but a page that isn't populated gives an entry
+ *    which isn't present and keeps the PFN.
+ *
+ * The pages of the tables come from a range of PFNs that is named when the
+ * space is created, its table pool. While a page is a table of a "p2m" backend,
+ * a writable mapping of it is SIGBUS, and so is any mapping for an opener
+ * without CAP_SYS_ADMIN; others can read what is in the table.
+ *
+ * Addresses are those of the lower half: 47 bits with 4 levels, 56 bits with 5.
+ */
+
+/** P2M_BACKEND_NAME_LEN - size of a backend's name, with its NUL. */
+#define P2M_BACKEND_NAME_LEN 32
+
+/**
+ * struct p2m_space_create - ioctl(P2M_SPACE_CREATE)
+ * @size: sizeof(struct p2m_space_create).
+ * @flags: Must be 0.
+ * @backend: Name of the backend, ended by a NUL.
+ * @nr_levels: 4 or 5.
+ * @out_space: The number by which the space goes from now on.
+ * @pool_pfn: First PFN of the table pool.
+ * @pool_pages: Number of pages in the table pool, all of them populated.
+ * @out_root_pfn: The page of the pool that is the root table.
+ *
+ *  - ENOENT: no backend has this name.
+ *  - EEXIST: a page of the pool belongs to the pool of a space already.
+ *  - EFAULT: a page of the pool isn't populated.
+ *  - EBUSY: a page of the pool is pinned by somebody else.
+ *  - EDQUOT: the domain has too many spaces.
+ */
+struct p2m_space_create {
+	__u32 size;
+	__u32 flags;
+	__u8 backend[P2M_BACKEND_NAME_LEN];
+	__u32 nr_levels;
+	__u32 out_space;
+	__aligned_u64 pool_pfn;
+	__aligned_u64 pool_pages;
+	__aligned_u64 out_root_pfn;
+};
+#define P2M_SPACE_CREATE _IO(P2M_IOCTL_TYPE, P2M_CMD_SPACE_CREATE)
+
+/**
+ * struct p2m_space_destroy - ioctl(P2M_SPACE_DESTROY)
+ * @size: sizeof(struct p2m_space_destroy).
+ * @flags: Must be 0.
+ * @space: The space.
+ * @__reserved: Must be 0.
+ *
+ *  - ENOENT: there is no such space, as with all commands that name one.
+ */
+struct p2m_space_destroy {
+	__u32 size;
+	__u32 flags;
+	__u32 space;
+	__u32 __reserved;
+};
+#define P2M_SPACE_DESTROY _IO(P2M_IOCTL_TYPE, P2M_CMD_SPACE_DESTROY)
+
+/*
+ * What a leaf of a space allows: bits of the processor's entry. The bits A and D
+ * may be set by us as well as by the processor.
+ */
+#define P2M_PTE_RW (1ULL << 1)
+#define P2M_PTE_USER (1ULL << 2)
+#define P2M_PTE_PWT (1ULL << 3)
+#define P2M_PTE_PCD (1ULL << 4)
+#define P2M_PTE_ACCESSED (1ULL << 5)
+#define P2M_PTE_DIRTY (1ULL << 6)
+#define P2M_PTE_PAT (1ULL << 7)
+#define P2M_PTE_NX (1ULL << 63)
+
+/**
+ * struct p2m_space_map - ioctl(P2M_SPACE_MAP)
+ * @size: sizeof(struct p2m_space_map).
+ * @flags: Must be 0.
+ * @space: The space.
+ * @max_level: The highest level of leaves: 0 for 4 KiB, 1 for 2 MiB, 2 for
+ *             1 GiB. A large leaf is made only where the frames allow it.
+ * @address: Where to map, a multiple of the page size.
+ * @pfn: First PFN.
+ * @nr_pages: Number of pages, not 0.
+ * @pte_flags: P2M_PTE_* bits of the leaves.
+ *
+ * Maps a range of PFNs. It happens whole or not at all.
+ *
+ *  - EEXIST: something is mapped there already.
+ *  - ENOSPC: the table pool has too few pages.
+ *  - EBUSY: a page of the table pool is pinned by somebody else.
+ */
+struct p2m_space_map {
+	__u32 size;
+	__u32 flags;
+	__u32 space;
+	__u32 max_level;
+	__aligned_u64 address;
+	__aligned_u64 pfn;
+	__aligned_u64 nr_pages;
+	__aligned_u64 pte_flags;
+};
+#define P2M_SPACE_MAP _IO(P2M_IOCTL_TYPE, P2M_CMD_SPACE_MAP)
+
+/* Bits of p2m_space_unmap.flags. */
+#define P2M_UNMAP_ALL (1U << 0) /* all of the space */
+
+/**
+ * struct p2m_space_unmap - ioctl(P2M_SPACE_UNMAP)
+ * @size: sizeof(struct p2m_space_unmap).
+ * @flags: P2M_UNMAP_* bits.
+ * @space: The space.
+ * @__reserved: Must be 0.
+ * @address: First address, a multiple of the page size. Must be 0 with
+ *           P2M_UNMAP_ALL.
+ * @nr_pages: Number of pages, not 0. Must be 0 with P2M_UNMAP_ALL.
+ * @out_pages: How many pages were mapped and are not any more, also after an
+ *             error.
+ *
+ * Unmaps what is mapped in a range. A large leaf of which a part stays is split.
+ * Tables that have become empty go back to the pool.
+ *
+ *  - ENOENT: nothing is mapped there. Not with P2M_UNMAP_ALL.
+ *  - ENOSPC: the table pool has too few pages to split a leaf.
+ */
+struct p2m_space_unmap {
+	__u32 size;
+	__u32 flags;
+	__u32 space;
+	__u32 __reserved;
+	__aligned_u64 address;
+	__aligned_u64 nr_pages;
+	__aligned_u64 out_pages;
+};
+#define P2M_SPACE_UNMAP _IO(P2M_IOCTL_TYPE, P2M_CMD_SPACE_UNMAP)
+
+/* Bits of p2m_space_change.flags. */
+#define P2M_CHANGE_FRAMES (1U << 0) /* other frames instead of other flags */
+
+/**
+ * struct p2m_space_change - ioctl(P2M_SPACE_CHANGE)
+ * @size: sizeof(struct p2m_space_change).
+ * @flags: P2M_CHANGE_* bits.
+ * @space: The space.
+ * @__reserved: Must be 0.
+ * @address: First address, a multiple of the page size.
+ * @nr_pages: Number of pages, not 0.
+ * @value: New P2M_PTE_* bits of the leaves; A and D stay if they are set. With
+ *         P2M_CHANGE_FRAMES the first one of the PFNs to map instead, with the
+ *         same bits.
+ * @out_pages: How many pages were changed, also after an error.
+ *
+ * Changes what is mapped in a range. A large leaf that can't be changed as a
+ * whole is split.
+ *
+ *  - ENOENT: a page of the range isn't mapped. Nothing was changed.
+ *  - ENOSPC: the table pool has too few pages to split a leaf.
+ */
+struct p2m_space_change {
+	__u32 size;
+	__u32 flags;
+	__u32 space;
+	__u32 __reserved;
+	__aligned_u64 address;
+	__aligned_u64 nr_pages;
+	__aligned_u64 value;
+	__aligned_u64 out_pages;
+};
+#define P2M_SPACE_CHANGE _IO(P2M_IOCTL_TYPE, P2M_CMD_SPACE_CHANGE)
+
+/**
+ * struct p2m_step - one level of a walk
+ * @table_pfn: The page that is the table.
+ * @table_mfn: Its machine frame.
+ * @raw: The entry as it is in the table.
+ * @val: The entry as the backend translates it.
+ * @level: 0 for the lowest one.
+ * @index: Number of the entry in the table.
+ *
+ * For an opener without CAP_SYS_ADMIN, machine frames read as 0, those in @raw
+ * too.
+ */
+struct p2m_step {
+	__aligned_u64 table_pfn;
+	__aligned_u64 table_mfn;
+	__aligned_u64 raw;
+	__aligned_u64 val;
+	__u32 level;
+	__u32 index;
+};
+
+/** P2M_MAX_STEPS - levels that a walk has at most. */
+#define P2M_MAX_STEPS 5
+
+/**
+ * struct p2m_space_walk - ioctl(P2M_SPACE_WALK)
+ * @size: sizeof(struct p2m_space_walk).
+ * @flags: Must be 0.
+ * @space: The space.
+ * @out_nr_steps: Number of elements of @out_steps that were filled in.
+ * @address: The address to walk to.
+ * @out_steps: What there is at each level, from the root down. The walk ends with
+ *             a leaf or with an entry that isn't present.
+ */
+struct p2m_space_walk {
+	__u32 size;
+	__u32 flags;
+	__u32 space;
+	__u32 out_nr_steps;
+	__aligned_u64 address;
+	struct p2m_step out_steps[P2M_MAX_STEPS];
+};
+#define P2M_SPACE_WALK _IO(P2M_IOCTL_TYPE, P2M_CMD_SPACE_WALK)
+
+/**
+ * struct p2m_span - consecutive addresses that are translated alike
+ * @address: First address.
+ * @nr_pages: Number of pages.
+ * @pfn: PFN of the first page, the others follow.
+ * @mfn: Machine frame of the first page, the others follow. 0 for an opener
+ *       without CAP_SYS_ADMIN.
+ * @pte_flags: Bits of the translated entries, without frame numbers. Bit 0 is
+ *             not set where nothing is present.
+ * @level: Level of the leaves.
+ * @__reserved: 0.
+ */
+struct p2m_span {
+	__aligned_u64 address;
+	__aligned_u64 nr_pages;
+	__aligned_u64 pfn;
+	__aligned_u64 mfn;
+	__aligned_u64 pte_flags;
+	__u32 level;
+	__u32 __reserved;
+};
+
+/**
+ * struct p2m_space_dump - ioctl(P2M_SPACE_DUMP)
+ * @size: sizeof(struct p2m_space_dump).
+ * @flags: Must be 0.
+ * @space: The space.
+ * @nr: Number of elements that fit into @spans, not 0.
+ * @address: Where to begin, a multiple of the page size.
+ * @spans: Pointer to an array of struct p2m_span.
+ * @out_nr: Number of elements stored.
+ * @__reserved: Must be 0.
+ * @out_next: Where to go on, or 0 if there is nothing more.
+ */
+struct p2m_space_dump {
+	__u32 size;
+	__u32 flags;
+	__u32 space;
+	__u32 nr;
+	__aligned_u64 address;
+	__aligned_u64 spans;
+	__u32 out_nr;
+	__u32 __reserved;
+	__aligned_u64 out_next;
+};
+#define P2M_SPACE_DUMP _IO(P2M_IOCTL_TYPE, P2M_CMD_SPACE_DUMP)
+
+/* Values of p2m_space_access.op. */
+#define P2M_ACCESS_READ 0 /* words to @buffer */
+#define P2M_ACCESS_WRITE 1 /* words from @buffer */
+#define P2M_ACCESS_CHECKSUM 2 /* only @out_checksum */
+
+/* Bits of p2m_space_access.out_fault. */
+#define P2M_FAULT_RAISED (1U << 0) /* there was one */
+#define P2M_FAULT_PROTECTION (1U << 1) /* of a page that is present */
+#define P2M_FAULT_WRITE (1U << 2) /* by a write */
+
+/** P2M_MAX_ACCESS_WORDS - how many words can be accessed at once. */
+#define P2M_MAX_ACCESS_WORDS 65536U
+
+/**
+ * struct p2m_space_access - ioctl(P2M_SPACE_ACCESS)
+ * @size: sizeof(struct p2m_space_access).
+ * @flags: Must be 0.
+ * @space: The space. Its backend has to be a "p2m" one.
+ * @op: One of P2M_ACCESS_*.
+ * @address: First address, a multiple of 8.
+ * @buffer: Pointer to an array of @nr_words 64-bit words. Not used with
+ *          P2M_ACCESS_CHECKSUM.
+ * @nr_words: Number of words, not 0 and at most P2M_MAX_ACCESS_WORDS.
+ * @out_words: How many words were accessed.
+ * @out_checksum: Sum of the words that were accessed, modulo 2^64.
+ * @out_fault_address: The address that the processor couldn't access.
+ * @out_fault: P2M_FAULT_* bits.
+ * @__reserved: Must be 0.
+ *
+ * Has the processor walk the tables: with interrupts off, it gets the space's
+ * root, accesses memory, and gets the kernel's root back. A fault ends the
+ * access and is told, which is a success. Accessed and dirty bits that the
+ * processor sets are in the tables afterwards.
+ *
+ *  - EPERM: the caller has no CAP_SYS_ADMIN.
+ *  - EOPNOTSUPP: not with this backend, or not on this machine. The kernel log
+ *    says why.
+ */
+struct p2m_space_access {
+	__u32 size;
+	__u32 flags;
+	__u32 space;
+	__u32 op;
+	__aligned_u64 address;
+	__aligned_u64 buffer;
+	__u32 nr_words;
+	__u32 out_words;
+	__aligned_u64 out_checksum;
+	__aligned_u64 out_fault_address;
+	__u32 out_fault;
+	__u32 __reserved;
+};
+#define P2M_SPACE_ACCESS _IO(P2M_IOCTL_TYPE, P2M_CMD_SPACE_ACCESS)
 
 #endif /* _UAPI_P2M_H */

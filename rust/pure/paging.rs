@@ -291,7 +291,6 @@ impl Space {
     /// leaves as large as `max_level` allows.
     ///
     /// It happens whole or not at all.
-    #[expect(clippy::too_many_arguments)]
     pub fn map(
         &mut self,
         machine: &dyn Machine,
@@ -595,8 +594,8 @@ impl<P: TablePages> Builder<'_, P> {
 
     /// Frees a table of `level`, the link to which was taken away.
     fn free_table(&mut self, level: usize, pfn: Pfn) {
-        // OVERFLOW: The table was counted when it was made.
-        self.space.nr_tables -= 1;
+        // A native table can be written by its owner, who may have linked what isn't a table.
+        self.space.nr_tables = self.space.nr_tables.saturating_sub(1);
         // A processor may still have the link in a cache of its own.
         self.space.ops.flush_tlb_user(self.machine);
         self.space.ops.release(self.machine, level, pfn);

@@ -100,7 +100,8 @@ pub trait Machine {
     /// Returns the page at a PFN as a table, as `phys_to_virt()` does.
     fn table(&self, pfn: Pfn) -> Option<&Table>;
 
-    /// Makes a page read-only to all who have mapped it.
+    /// Makes a page read-only to all who have mapped it, and zeroes it, so that nothing is left of
+    /// what they wrote until then.
     fn protect(&self, pfn: Pfn) -> Result<(), Busy>;
 
     /// Undoes [`protect()`](Self::protect).
@@ -456,6 +457,94 @@ impl dyn MmuOps + '_ {
             2 => self.release_pud(machine, pfn),
             3 => self.release_p4d(machine, pfn),
             _ => self.pgd_free(machine, pfn),
+        }
+    }
+}
+
+/// How many backends there can be at one time.
+pub const MAX_BACKENDS: usize = 8;
+
+/// Why a backend can't come or go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegistryError {
+    /// There is a backend of this name.
+    Exists,
+    /// There are too many of them.
+    Full,
+    /// There is no backend of this name.
+    Unknown,
+    /// A space is built through it.
+    InUse,
+}
+
+/// The backends that spaces can be created with.
+pub struct Registry {
+    /// Backends, and how many spaces are built through each.
+    backends: [Option<(&'static dyn MmuOps, usize)>; MAX_BACKENDS],
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Registry {
+    /// Makes a registry without backends.
+    pub const fn new() -> Self {
+        Self {
+            backends: [None; MAX_BACKENDS],
+        }
+    }
+
+    fn find(&mut self, name: &str) -> Option<&mut Option<(&'static dyn MmuOps, usize)>> {
+        self.backends
+            .iter_mut()
+            .find(|place| place.is_some_and(|(ops, _)| ops.name() == name))
+    }
+
+    /// Returns the names of the backends.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.backends.iter().flatten().map(|(ops, _)| ops.name())
+    }
+
+    /// Adds a backend.
+    pub fn register(&mut self, ops: &'static dyn MmuOps) -> Result<(), RegistryError> {
+        if self.find(ops.name()).is_some() {
+            return Err(RegistryError::Exists);
+        }
+        match self.backends.iter_mut().find(|place| place.is_none()) {
+            Some(place) => {
+                *place = Some((ops, 0));
+                Ok(())
+            }
+            None => Err(RegistryError::Full),
+        }
+    }
+
+    /// Removes a backend that isn't in use.
+    pub fn unregister(&mut self, name: &str) -> Result<(), RegistryError> {
+        match self.find(name) {
+            None => Err(RegistryError::Unknown),
+            Some(Some((_, 1..))) => Err(RegistryError::InUse),
+            Some(place) => {
+                *place = None;
+                Ok(())
+            }
+        }
+    }
+
+    /// Returns a backend by its name. It is in use until [`put()`](Self::put).
+    pub fn get(&mut self, name: &str) -> Option<&'static dyn MmuOps> {
+        let (ops, nr_users) = self.find(name)?.as_mut()?;
+        *nr_users = nr_users.checked_add(1)?;
+        Some(*ops)
+    }
+
+    /// Ends a use of a backend.
+    pub fn put(&mut self, name: &str) {
+        if let Some(Some((_, nr_users))) = self.find(name) {
+            *nr_users = nr_users.saturating_sub(1);
         }
     }
 }

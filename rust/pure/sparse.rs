@@ -220,6 +220,19 @@ impl Sparse {
         }
     }
 
+    /// Stores `word` at `index` if there is a leaf of the array's own, and returns whether there is.
+    ///
+    /// It changes no structure. Who stores something else there meanwhile has to be excluded.
+    pub fn replace<S: TableStore>(&self, store: &S, index: u64, word: u64) -> bool {
+        match self.leaf(store, index) {
+            Some(leaf) if leaf != store.missing(0) => {
+                store.table(leaf).store(index, word);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Makes a leaf for `index` and what leads to it, as far as it is missing.
     fn install<S: TableStore>(
         &self,

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Commands about the domain and its regions: arguments are checked, and handed on to the domain.
+
+use kernel::{
+    prelude::*,
+    sync::rcu, //
+};
+
+use crate::{
+    abi,
+    domain::{
+        self,
+        Domain,
+        Place, //
+    },
+    frames,
+    pure::{
+        frame::{
+            Pfn,
+            PAGE_SHIFT, //
+        },
+        policy::FrameSource, //
+    }, //
+};
+
+/// Number of words that are looked up at once, between two looks at signals.
+pub(crate) const CHUNK: usize = 512;
+
+/// Size of an entry in bytes.
+pub(crate) const ENTRY_SIZE: usize = core::mem::size_of::<u64>();
+
+/// Fails if the caller was killed.
+pub(crate) fn check_killed() -> Result {
+    if frames::Source.is_interrupted() {
+        return Err(EINTR);
+    }
+    Ok(())
+}
+
+/// `P2M_INFO`
+pub(crate) fn info(domain: &Domain, command: &mut abi::p2m_info) -> Result {
+    command.out_abi_version = abi::P2M_ABI_VERSION;
+    command.out_page_shift = PAGE_SHIFT;
+    command.out_features = u64::from(abi::P2M_FEATURE_TABLE_MMAP);
+    command.out_policies = domain::POLICIES;
+    command.out_max_pfn = Pfn::LIMIT;
+    command.out_max_mfn = 0;
+    command.out_max_domain_pages = domain::max_pages();
+    command.out_max_total_pages = frames::max_total();
+    command.out_max_regions = domain::max_regions();
+    command.out_default_policy = domain::default_policy();
+    if domain.sees_mfns() {
+        command.out_features |= u64::from(abi::P2M_FEATURE_MFN_VISIBLE);
+        command.out_max_mfn = frames::max_mfn();
+    }
+    Ok(())
+}
+
+/// `P2M_STAT`
+pub(crate) fn stat(domain: &Domain, command: &mut abi::p2m_stat) -> Result {
+    domain.stat(command);
+    Ok(())
+}
+
+/// `P2M_REGION_CREATE`
+pub(crate) fn region_create(domain: &Domain, command: &mut abi::p2m_region_create) -> Result {
+    if command.__reserved != 0 {
+        return Err(EINVAL);
+    }
+    let place = if command.flags & abi::P2M_REGION_FIXED != 0 {
+        Place::Fixed(abi::range(command.base_pfn, command.nr_pages)?)
+    } else {
+        if command.base_pfn != 0 {
+            return Err(EINVAL);
+        }
+        // As long as the whole space it may be, wherever it will be.
+        Place::Anywhere(abi::range(0, command.nr_pages)?.nr_pages())
+    };
+    let range = domain.create(place, command.policy, command.seed)?;
+    command.base_pfn = range.start().get();
+    Ok(())
+}
+
+/// `P2M_REGION_DESTROY`
+pub(crate) fn region_destroy(domain: &Domain, command: &mut abi::p2m_region_destroy) -> Result {
+    domain.destroy(command.base_pfn)
+}
+
+/// `P2M_REGION_LIST`
+pub(crate) fn region_list(domain: &Domain, command: &mut abi::p2m_region_list) -> Result {
+    command.out_nr = 0;
+    let slice = abi::user_slice::<abi::p2m_region>(command.regions, command.nr)?;
+    let limit = usize::try_from(command.nr).map_err(|_| EOVERFLOW)?;
+    let (list, total) = domain.list(command.start_pfn, limit)?;
+    slice.writer().write_slice(list.as_bytes())?;
+    // CAST: Not more than `nr`, which is a `u32`.
+    command.out_nr = list.len() as u32;
+    command.out_total = total;
+    Ok(())
+}
+
+/// `P2M_TRANSLATE`
+pub(crate) fn translate(domain: &Domain, command: &mut abi::p2m_translate) -> Result {
+    let to_pfn = command.flags & abi::P2M_TRANSLATE_M2P != 0;
+    command.out_nr = 0;
+    if to_pfn && !domain.sees_mfns() {
+        return Err(EPERM);
+    }
+    let mut reader = abi::user_slice::<u64>(command.frames, command.nr)?.reader();
+    let mut writer = abi::user_slice::<u64>(command.entries, command.nr)?.writer();
+    let mut words = KVec::from_elem(0u64, CHUNK, GFP_KERNEL)?;
+    while !reader.is_empty() {
+        check_killed()?;
+        let nr = (reader.len() / ENTRY_SIZE).min(CHUNK);
+        let words = words.get_mut(..nr).ok_or(EINVAL)?;
+        reader.read_slice(words.as_mut_bytes())?;
+        if to_pfn {
+            domain.mfns_to_pfns(words);
+        } else {
+            domain.pfns_to_entries(words);
+        }
+        writer.write_slice(words.as_bytes())?;
+        // CAST: Not more than `nr` in all, which is a `u32`.
+        command.out_nr += nr as u32;
+    }
+    Ok(())
+}
+
+/// `P2M_RUNS`
+pub(crate) fn runs(domain: &Domain, command: &mut abi::p2m_runs) -> Result {
+    let range = abi::range(command.start_pfn, command.nr_pages)?;
+    let only_counts = command.nr == 0;
+    let mut writer = abi::user_slice::<abi::p2m_run>(command.runs, command.nr)?.writer();
+    command.out_nr = 0;
+    command.out_next_pfn = command.start_pfn;
+
+    let mut runs = domain.runs(range);
+    while !runs.is_done() && (only_counts || command.out_nr < command.nr) {
+        check_killed()?;
+        let guard = rcu::read_lock();
+        let run = runs.step();
+        drop(guard);
+        let Some(run) = run else { continue };
+        if !only_counts {
+            let record = abi::p2m_run {
+                pfn: run.pfn.get(),
+                nr_pages: run.nr_pages,
+                entry: domain.visible(run.entry).raw(),
+            };
+            writer.write_slice(record.as_bytes())?;
+        }
+        // OVERFLOW: There are not more runs than PFNs.
+        command.out_nr += 1;
+        command.out_next_pfn = run.end();
+    }
+    Ok(())
+}

@@ -1,0 +1,449 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Spaces of a domain: page tables that are built through a backend, in pages of the domain.
+//!
+//! What the page-table code sees of the machine is here: pages of the domain as tables, which are
+//! taken out of user mappings while they are tables.
+
+use core::cell::Cell;
+
+use kernel::{
+    prelude::*,
+    rbtree::RBTree,
+    sync::global_lock, //
+};
+
+use crate::{
+    domain::Domain,
+    frames::Source,
+    mapping::Invalidation,
+    pure::{
+        entry::{
+            Entry,
+            INVALID, //
+        },
+        frame::{
+            Mfn,
+            Pfn,
+            PfnRange, //
+        },
+        paging::{
+            Format,
+            PagingError,
+            Space,
+            TablePages, //
+        },
+        pv::{
+            self,
+            Busy,
+            Machine,
+            MmuOps,
+            Registry, //
+        },
+        sparse::{
+            self,
+            Sparse,
+            Watch, //
+        },
+        table::Table, //
+    },
+    store::Store, //
+};
+
+global_lock! {
+    // SAFETY: Initialised in module initialiser before first use.
+    unsafe(uninit) static BACKENDS: Mutex<Registry> = Registry::new();
+}
+
+/// The backends of the module itself.
+static BUILT_IN: [&dyn MmuOps; 3] = [&pv::Native, &pv::P2M, &pv::P2M_LOSSLESS];
+
+/// Makes the backends known. To be called once, before anything else here.
+pub(crate) fn register_backends() -> Result {
+    // SAFETY: Called once, in the module initialiser.
+    unsafe { BACKENDS.init() };
+    let mut backends = BACKENDS.lock();
+    for ops in BUILT_IN {
+        backends.register(ops).map_err(|_| EEXIST)?;
+    }
+    Ok(())
+}
+
+/// Calls `visit` with the name of each backend.
+pub(crate) fn for_each_backend(mut visit: impl FnMut(&str)) {
+    for name in BACKENDS.lock().names() {
+        visit(name);
+    }
+}
+
+/// The use of a backend.
+struct Backend(&'static dyn MmuOps);
+
+impl Backend {
+    fn get(name: &str) -> Result<Self> {
+        BACKENDS.lock().get(name).map(Self).ok_or(ENOENT)
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        BACKENDS.lock().put(self.0.name());
+    }
+}
+
+/// Most spaces of a domain.
+const MAX_SPACES: u32 = 1024;
+
+/// What is known of a page of a table pool. Pages of no pool are [`INVALID`].
+mod claim {
+    /// It's no table now.
+    pub(super) const FREE: u64 = 0;
+    /// It's a table, and its owner may write to it.
+    pub(super) const TABLE: u64 = 1;
+    /// It's a table, and its owner must not write to it.
+    pub(super) const PROTECTED: u64 = 2;
+}
+
+/// Which pages of a domain belong to table pools. It is read without a lock.
+pub(crate) struct Claims {
+    pages: Sparse,
+}
+
+impl Claims {
+    /// Makes an empty set, and the right to change it.
+    pub(crate) fn new(store: &Store) -> (Self, sparse::Writer) {
+        let (pages, writer) = Sparse::new(store);
+        (Self { pages }, writer)
+    }
+
+    /// Returns whether a page must not be written to through a mapping.
+    ///
+    /// The caller is in an RCU read-side critical section or has locked the mapping.
+    pub(crate) fn is_protected(&self, store: &Store, number: u64) -> bool {
+        self.pages.load(store, number) == claim::PROTECTED
+    }
+
+    /// Returns whether a page of a range belongs to a pool.
+    pub(crate) fn has_any(&self, store: &Store, range: PfnRange) -> bool {
+        let mut next = range.start().get();
+        while let Some(number) = self.pages.next_leaf(store, next) {
+            if number >= range.end() {
+                break;
+            }
+            if self.pages.load(store, number) != INVALID {
+                return true;
+            }
+            next = number + 1;
+        }
+        false
+    }
+
+    /// Frees the tables of the set. Nobody uses it any more.
+    pub(crate) fn destroy(&mut self, writer: &mut sparse::Writer, store: &Store) {
+        self.pages.clear(writer, store);
+    }
+}
+
+/// Nobody looks at the set from outside.
+impl Watch for Invalidation<'_> {
+    fn before(&self) {}
+    fn leaf_replaced(&self, _: u64) {}
+    fn after(&self) {}
+}
+
+/// A space, and what it keeps.
+pub(crate) struct OwnedSpace {
+    pub(crate) space: Space,
+    pool: PfnRange,
+    _backend: Backend,
+}
+
+/// The spaces of a domain. They are changed under the domain's lock.
+pub(crate) struct Spaces {
+    claims: sparse::Writer,
+    list: RBTree<u32, OwnedSpace>,
+    nr: u32,
+    next: u32,
+}
+
+impl Spaces {
+    /// Makes an empty set of spaces.
+    pub(crate) fn new(claims: sparse::Writer) -> Self {
+        Self {
+            claims,
+            list: RBTree::new(),
+            nr: 0,
+            next: 1,
+        }
+    }
+
+    /// Returns a space by its number.
+    pub(crate) fn get(&mut self, number: u32) -> Result<&mut OwnedSpace> {
+        self.list.get_mut(&number).ok_or(ENOENT)
+    }
+
+    /// Creates a space, and returns its number and the page that is its root.
+    pub(crate) fn create(
+        &mut self,
+        domain: &Domain,
+        backend: &str,
+        nr_levels: usize,
+        pool: PfnRange,
+    ) -> Result<(u32, Pfn)> {
+        let format = Format::x86_64(nr_levels).ok_or(EINVAL)?;
+        let backend = Backend::get(backend)?;
+        if self.nr >= MAX_SPACES {
+            return Err(EDQUOT);
+        }
+        let host = Host::new(domain);
+        if pool
+            .iter()
+            .any(|pfn| host.entry(pfn.get()).owned().is_none())
+        {
+            return Err(EFAULT);
+        }
+        let (claims, store) = domain.claims();
+        if claims.has_any(store, pool) {
+            return Err(EEXIST);
+        }
+        let number = self.next;
+        let result = self.claim(domain, pool).and_then(|()| {
+            let mut pages = Pool::new(&host, pool);
+            let space = Space::new(backend.0, format, &host, &mut pages)?;
+            let root = space.root();
+            let owned = OwnedSpace {
+                space,
+                pool,
+                _backend: backend,
+            };
+            self.list
+                .try_create_and_insert(number, owned, GFP_KERNEL_ACCOUNT)?;
+            Ok(root)
+        });
+        match result {
+            Ok(root) => {
+                self.nr += 1;
+                self.next = self.next.wrapping_add(1).max(1);
+                Ok((number, root))
+            }
+            Err(error) => {
+                self.unclaim(domain, pool);
+                Err(error)
+            }
+        }
+    }
+
+    /// Destroys a space.
+    pub(crate) fn destroy(&mut self, domain: &Domain, number: u32) -> Result {
+        let owned = self.list.remove(&number).ok_or(ENOENT)?;
+        // OVERFLOW: The space was counted when it was created.
+        self.nr -= 1;
+        let host = Host::new(domain);
+        owned
+            .space
+            .destroy(&host, &mut Pool::new(&host, owned.pool));
+        self.unclaim(domain, owned.pool);
+        Ok(())
+    }
+
+    /// Returns whether a space maps a page of a range.
+    pub(crate) fn is_mapped(&self, domain: &Domain, range: PfnRange) -> bool {
+        let host = Host::new(domain);
+        self.list.values().any(|owned| {
+            let space = &owned.space;
+            let end = space.format().nr_pages();
+            let mut page = 0;
+            while let Some(leaf) = space.next_leaf(&host, page, end) {
+                // OVERFLOW: A leaf is in the address space, and a frame number is below 2^40.
+                if leaf.pfn() < range.end() && range.start().get() < leaf.pfn() + leaf.nr_pages() {
+                    return true;
+                }
+                page = leaf.start + leaf.nr_pages();
+            }
+            false
+        })
+    }
+
+    /// Makes the pages of a pool known.
+    fn claim(&mut self, domain: &Domain, pool: PfnRange) -> Result {
+        let (claims, store) = domain.claims();
+        let watch = domain.mapping().lock();
+        for pfn in pool.iter() {
+            claims
+                .pages
+                .store(&mut self.claims, store, &watch, pfn.get(), claim::FREE)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the pages of a pool.
+    fn unclaim(&mut self, domain: &Domain, pool: PfnRange) {
+        let (claims, store) = domain.claims();
+        let watch = domain.mapping().lock();
+        for pfn in pool.iter() {
+            claims.pages.replace(store, pfn.get(), INVALID);
+        }
+        // OVERFLOW: A range isn't empty.
+        let (first, last) = (pool.start().get(), pool.end() - 1);
+        claims
+            .pages
+            .prune(&mut self.claims, store, &watch, first, last);
+    }
+
+    /// Frees what is left when the domain goes. The pages of the tables go with its regions.
+    pub(crate) fn release(&mut self, claims: &mut Claims, store: &Store) {
+        claims.destroy(&mut self.claims, store);
+    }
+}
+
+impl OwnedSpace {
+    /// Returns the space, with what is needed to change it.
+    pub(crate) fn parts<'a>(&'a mut self, host: &'a Host<'a>) -> (&'a mut Space, Pool<'a>) {
+        (&mut self.space, Pool::new(host, self.pool))
+    }
+}
+
+/// A domain as the machine below its spaces. Whoever has one holds the domain's lock.
+pub(crate) struct Host<'a> {
+    domain: &'a Domain,
+    cr3: Cell<Option<u64>>,
+}
+
+impl<'a> Host<'a> {
+    /// Makes a view of the domain.
+    pub(crate) fn new(domain: &'a Domain) -> Self {
+        Self {
+            domain,
+            cr3: Cell::new(None),
+        }
+    }
+
+    /// Returns the root that was loaded last.
+    #[allow(dead_code)]
+    pub(crate) fn cr3(&self) -> Option<u64> {
+        self.cr3.get()
+    }
+
+    fn claim(&self, pfn: Pfn) -> u64 {
+        let (claims, store) = self.domain.claims();
+        claims.pages.load(store, pfn.get())
+    }
+
+    fn set_claim(&self, pfn: Pfn, claim: u64) {
+        let (claims, store) = self.domain.claims();
+        claims.pages.replace(store, pfn.get(), claim);
+    }
+
+    /// Returns a page of a pool as a table, whether it's one or not.
+    fn page(&self, pfn: Pfn) -> Option<&Table> {
+        let mfn = self.entry(pfn.get()).owned()?;
+        // SAFETY: The domain's lock is held, and it would have to be taken to free the frame.
+        Some(unsafe { Source::table(mfn) })
+    }
+}
+
+impl Machine for Host<'_> {
+    fn entry(&self, pfn: u64) -> Entry {
+        let (maps, store) = self.domain.maps();
+        Pfn::new(pfn).map_or(Entry::Invalid, |pfn| maps.lookup(store, pfn))
+    }
+
+    fn mfn_to_pfn(&self, mfn: Mfn) -> Option<Pfn> {
+        let (maps, store) = self.domain.maps();
+        maps.mfn_to_pfn(store, mfn)
+    }
+
+    fn table(&self, pfn: Pfn) -> Option<&Table> {
+        // The owner of a native table can link whatever they like.
+        match self.claim(pfn) {
+            claim::TABLE | claim::PROTECTED => self.page(pfn),
+            _ => None,
+        }
+    }
+
+    fn protect(&self, pfn: Pfn) -> Result<(), Busy> {
+        let range = PfnRange::new(pfn.get(), 1).map_err(|_| Busy)?;
+        let mfn = self.entry(pfn.get()).owned().ok_or(Busy)?;
+        let views = self.domain.mapping().lock();
+        views.unmap(range);
+        // Now no mapping has a reference. Who pinned the page could go on writing to it.
+        if !Source::is_exclusive(mfn) {
+            return Err(Busy);
+        }
+        if let Some(table) = self.page(pfn) {
+            table.fill(0);
+        }
+        self.set_claim(pfn, claim::PROTECTED);
+        Ok(())
+    }
+
+    fn unprotect(&self, pfn: Pfn) {
+        let _views = self.domain.mapping().lock();
+        self.set_claim(pfn, claim::TABLE);
+    }
+
+    fn flush_tlb(&self, _start: u64, _end: u64) {
+        // A processor has the tables only under the domain's lock, and forgets all of them at once
+        // when it gets the kernel's back.
+    }
+
+    fn load_cr3(&self, cr3: u64) {
+        self.cr3.set(Some(cr3));
+    }
+}
+
+/// The table pool of a space.
+pub(crate) struct Pool<'a> {
+    host: &'a Host<'a>,
+    range: PfnRange,
+    /// All pages before this one are in use.
+    next: u64,
+}
+
+impl<'a> Pool<'a> {
+    fn new(host: &'a Host<'a>, range: PfnRange) -> Self {
+        Self {
+            host,
+            range,
+            next: 0,
+        }
+    }
+}
+
+impl TablePages for Pool<'_> {
+    fn alloc(&mut self) -> Option<Pfn> {
+        while let Some(pfn) = self.range.nth(self.next) {
+            if self.host.claim(pfn) == claim::FREE {
+                self.host.page(pfn)?.fill(0);
+                self.host.set_claim(pfn, claim::TABLE);
+                return Some(pfn);
+            }
+            self.next += 1;
+        }
+        None
+    }
+
+    fn free(&mut self, pfn: Pfn) {
+        // The owner of a native table can link whatever they like.
+        if self.host.claim(pfn) != claim::TABLE {
+            return;
+        }
+        self.host.set_claim(pfn, claim::FREE);
+        if let Some(position) = pfn.get().checked_sub(self.range.start().get()) {
+            self.next = self.next.min(position);
+        }
+    }
+}
+
+impl From<PagingError> for Error {
+    fn from(error: PagingError) -> Self {
+        match error {
+            PagingError::BadRange => EOVERFLOW,
+            PagingError::BadFlags => EOPNOTSUPP,
+            PagingError::Occupied => EEXIST,
+            PagingError::Missing => ENOENT,
+            PagingError::NoTable => ENOSPC,
+            PagingError::Busy => EBUSY,
+        }
+    }
+}

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Commands about spaces: arguments are checked, and handed on to the page tables.
+
+use core::ffi::CStr;
+
+use kernel::prelude::*;
+
+use crate::{
+    abi,
+    commands::check_killed,
+    domain::Domain,
+    pure::{
+        frame::{
+            Pfn,
+            PAGE_SHIFT,
+            PAGE_SIZE, //
+        },
+        paging::{
+            Change,
+            Leaf,
+            Pages, //
+        },
+        pv::{
+            bits,
+            frame,
+            frame_mask,
+            Machine, //
+        }, //
+    },
+    space::Host, //
+};
+
+/// Number of spans that are collected at once, between two looks at signals.
+const CHUNK: usize = 256;
+
+/// Returns the number of the page at an address that has to be a multiple of the page size.
+fn page_number(address: u64) -> Result<u64> {
+    if address % PAGE_SIZE as u64 != 0 {
+        return Err(EINVAL);
+    }
+    Ok(address >> PAGE_SHIFT)
+}
+
+/// Returns the pages at an address.
+fn pages(address: u64, nr_pages: u64) -> Result<Pages> {
+    let start = page_number(address)?;
+    if nr_pages == 0 {
+        return Err(EINVAL);
+    }
+    Ok(Pages { start, nr_pages })
+}
+
+/// Fails if a member that has to be zero isn't.
+fn check_zero(reserved: u32) -> Result {
+    if reserved != 0 {
+        return Err(EINVAL);
+    }
+    Ok(())
+}
+
+/// `P2M_SPACE_CREATE`
+pub(crate) fn create(domain: &Domain, command: &mut abi::p2m_space_create) -> Result {
+    let pool = abi::range(command.pool_pfn, command.pool_pages)?;
+    let name = CStr::from_bytes_until_nul(&command.backend).map_err(|_| EINVAL)?;
+    let name = name.to_str().map_err(|_| EINVAL)?;
+    // CAST: Both are as wide as a word at least.
+    let nr_levels = command.nr_levels as usize;
+    let (number, root) =
+        domain.with_spaces(|spaces, _| spaces.create(domain, name, nr_levels, pool))?;
+    command.out_space = number;
+    command.out_root_pfn = root.get();
+    Ok(())
+}
+
+/// `P2M_SPACE_DESTROY`
+pub(crate) fn destroy(domain: &Domain, command: &mut abi::p2m_space_destroy) -> Result {
+    check_zero(command.__reserved)?;
+    domain.with_spaces(|spaces, _| spaces.destroy(domain, command.space))
+}
+
+/// `P2M_SPACE_MAP`
+pub(crate) fn map(domain: &Domain, command: &mut abi::p2m_space_map) -> Result {
+    let start = page_number(command.address)?;
+    let pfns = abi::range(command.pfn, command.nr_pages)?;
+    // CAST: Both are as wide as a word at least.
+    let max_level = command.max_level as usize;
+    domain.with_spaces(|spaces, host| {
+        let (space, mut pool) = spaces.get(command.space)?.parts(host);
+        if max_level > space.format().max_leaf_level {
+            return Err(EINVAL);
+        }
+        let flags = command.pte_flags;
+        Ok(space.map(host, &mut pool, start, pfns, flags, max_level)?)
+    })
+}
+
+/// `P2M_SPACE_UNMAP`
+pub(crate) fn unmap(domain: &Domain, command: &mut abi::p2m_space_unmap) -> Result {
+    command.out_pages = 0;
+    check_zero(command.__reserved)?;
+    let is_all = command.flags & abi::P2M_UNMAP_ALL != 0;
+    if is_all && (command.address != 0 || command.nr_pages != 0) {
+        return Err(EINVAL);
+    }
+    domain.with_spaces(|spaces, host| {
+        let (space, mut pool) = spaces.get(command.space)?.parts(host);
+        let range = if is_all {
+            Pages {
+                start: 0,
+                nr_pages: space.format().nr_pages(),
+            }
+        } else {
+            pages(command.address, command.nr_pages)?
+        };
+        let (done, result) = space.unmap(host, &mut pool, range);
+        command.out_pages = done;
+        result?;
+        if done == 0 && !is_all {
+            return Err(ENOENT);
+        }
+        Ok(())
+    })
+}
+
+/// `P2M_SPACE_CHANGE`
+pub(crate) fn change(domain: &Domain, command: &mut abi::p2m_space_change) -> Result {
+    command.out_pages = 0;
+    check_zero(command.__reserved)?;
+    let range = pages(command.address, command.nr_pages)?;
+    let change = if command.flags & abi::P2M_CHANGE_FRAMES != 0 {
+        Change::Frames(Pfn::new(command.value).ok_or(EOVERFLOW)?)
+    } else {
+        Change::Flags(command.value)
+    };
+    domain.with_spaces(|spaces, host| {
+        let (space, mut pool) = spaces.get(command.space)?.parts(host);
+        let (done, result) = space.change(host, &mut pool, range, change);
+        command.out_pages = done;
+        Ok(result?)
+    })
+}
+
+/// `P2M_SPACE_WALK`
+pub(crate) fn walk(domain: &Domain, command: &mut abi::p2m_space_walk) -> Result {
+    command.out_nr_steps = 0;
+    command.out_steps = Default::default();
+    let page = command.address >> PAGE_SHIFT;
+    let walk = domain.with_spaces(|spaces, host| {
+        let space = &spaces.get(command.space)?.space;
+        if page >= space.format().nr_pages() {
+            return Err(EOVERFLOW);
+        }
+        Ok(space.walk(host, page))
+    })?;
+    for (out, step) in command.out_steps.iter_mut().zip(walk.steps()) {
+        let table_mfn = domain.with_spaces(|_, host| host.entry(step.slot.table.get()).mfn());
+        *out = abi::p2m_step {
+            table_pfn: step.slot.table.get(),
+            table_mfn: 0,
+            raw: step.raw & !frame_mask(step.level, step.raw),
+            val: step.val,
+            // CAST: Levels and indices are small numbers.
+            level: step.level as u32,
+            index: step.slot.index as u32,
+        };
+        if domain.sees_mfns() {
+            out.table_mfn = table_mfn.map_or(0, |mfn| mfn.get());
+            out.raw = step.raw;
+        }
+        command.out_nr_steps += 1;
+    }
+    Ok(())
+}
+
+/// Returns what a leaf translates.
+fn span(domain: &Domain, leaf: Leaf) -> abi::p2m_span {
+    let mfn = if domain.sees_mfns() && leaf.raw & bits::PRESENT != 0 {
+        frame(leaf.level, leaf.raw)
+    } else {
+        0
+    };
+    abi::p2m_span {
+        address: leaf.start << PAGE_SHIFT,
+        nr_pages: leaf.nr_pages(),
+        pfn: leaf.pfn(),
+        mfn,
+        pte_flags: leaf.val & !frame_mask(leaf.level, leaf.val),
+        // CAST: Levels are small numbers.
+        level: leaf.level as u32,
+        __reserved: 0,
+    }
+}
+
+/// Returns whether `next` goes on where `span` ends.
+fn continues(span: &abi::p2m_span, next: &abi::p2m_span) -> bool {
+    // OVERFLOW: All of it is in the address space or below 2^52.
+    let follows = |first: u64, next: u64| next == first + span.nr_pages;
+    let is_hidden = span.mfn == 0 && next.mfn == 0;
+    next.address == span.address + (span.nr_pages << PAGE_SHIFT)
+        && follows(span.pfn, next.pfn)
+        && (is_hidden || follows(span.mfn, next.mfn))
+        && next.pte_flags == span.pte_flags
+        && next.level == span.level
+}
+
+/// Adds spans from `page` on, the first of which may go on where the last one of `spans` ends, until
+/// there is no room. Returns where to go on.
+fn collect(
+    domain: &Domain,
+    command: &abi::p2m_space_dump,
+    page: u64,
+    spans: &mut KVec<abi::p2m_span>,
+) -> Result<Option<u64>> {
+    let limit = spans.capacity();
+    domain.with_spaces(|spaces, host: &Host<'_>| {
+        let space = &spaces.get(command.space)?.space;
+        let end = space.format().nr_pages();
+        let mut page = page;
+        // A look at signals now and then, even if one span goes on and on.
+        for _ in 0..CHUNK * CHUNK {
+            let Some(leaf) = space.next_leaf(host, page, end) else {
+                return Ok(None);
+            };
+            let next = span(domain, leaf);
+            let has_room = spans.len() < limit;
+            match spans.last_mut() {
+                Some(last) if continues(last, &next) => last.nr_pages += next.nr_pages,
+                _ if has_room => spans.push(next, GFP_KERNEL)?,
+                _ => break,
+            }
+            // OVERFLOW: A leaf is in the address space.
+            page = leaf.start + leaf.nr_pages();
+        }
+        Ok(Some(page))
+    })
+}
+
+/// `P2M_SPACE_DUMP`
+pub(crate) fn dump(domain: &Domain, command: &mut abi::p2m_space_dump) -> Result {
+    command.out_nr = 0;
+    command.out_next = command.address;
+    check_zero(command.__reserved)?;
+    if command.nr == 0 {
+        return Err(EINVAL);
+    }
+    let mut next = Some(page_number(command.address)?);
+    let mut writer = abi::user_slice::<abi::p2m_span>(command.spans, command.nr)?.writer();
+    // The last span stays, as it may go on.
+    let mut spans = KVec::with_capacity(CHUNK, GFP_KERNEL)?;
+    loop {
+        check_killed()?;
+        next = match next {
+            Some(page) => collect(domain, command, page, &mut spans)?,
+            None => None,
+        };
+        let nr_complete = match next {
+            Some(_) => spans.len().saturating_sub(1),
+            None => spans.len(),
+        };
+        let room = command.nr - command.out_nr;
+        // CAST: There are at most `CHUNK`.
+        let nr = room.min(nr_complete as u32);
+        for span in spans.iter().take(nr as usize) {
+            writer.write_slice(span.as_bytes())?;
+            command.out_nr += 1;
+            // OVERFLOW: A span is in the address space.
+            command.out_next = span.address + (span.nr_pages << PAGE_SHIFT);
+        }
+        if nr == room && (nr as usize) < spans.len() {
+            return Ok(());
+        }
+        if next.is_none() {
+            command.out_next = 0;
+            return Ok(());
+        }
+        let last = spans.pop();
+        spans.clear();
+        if let Some(last) = last {
+            spans.push(last, GFP_KERNEL)?;
+        }
+    }
+}
