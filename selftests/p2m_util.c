@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -39,7 +40,10 @@ int drop_privileges(void)
 {
 	if (setgroups(0, NULL) || setresgid(NOBODY_UID, NOBODY_UID, NOBODY_UID))
 		return -1;
-	return setresuid(NOBODY_UID, NOBODY_UID, NOBODY_UID);
+	if (setresuid(NOBODY_UID, NOBODY_UID, NOBODY_UID))
+		return -1;
+	/* Or /proc/self would stay root's. */
+	return prctl(PR_SET_DUMPABLE, 1);
 }
 
 int _test_cmd_info(int fd, struct p2m_info *info)
