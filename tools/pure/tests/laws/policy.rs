@@ -219,9 +219,11 @@ fn chance_gives_up_on_hard_sets_and_they_are_scattered_all_the_same() {
 fn an_order_is_a_function_of_seed_and_set() {
     for kind in KINDS {
         for nr in [1, 2, 3, 4, 5, 6, 8, 9, 15, 16, 17, 100, 513, 1000] {
-            let (order, set): (fn(Vec<u64>, u64) -> Vec<u64>, _) = match nr {
-                0..MIN_SCATTER => (small_order, kind.frames(2 * nr)),
-                _ => (order, kind.frames(nr)),
+            let is_small = nr < MIN_SCATTER;
+            let set = kind.frames(if is_small { 2 * nr } else { nr });
+            let order = |frames: Vec<u64>, seed| match is_small {
+                true => small_order(frames, seed),
+                false => order(frames, seed),
             };
             let scattered = order(set.clone(), 7);
             assert_eq!(order(set.iter().rev().copied().collect(), 7), scattered);
