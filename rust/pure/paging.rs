@@ -401,6 +401,40 @@ impl Space {
         (done, result)
     }
 
+    /// Has no leaf name the frames of a range until [`resume()`](Self::resume): the frames are about
+    /// to be exchanged, and afterwards nobody could tell what a leaf with an old one means. Linux has
+    /// migration entries for this.
+    ///
+    /// Large leaves are split, which needs tables, as the new frames need not follow each other. After
+    /// an error some leaves are suspended.
+    pub fn suspend(
+        &mut self,
+        machine: &dyn Machine,
+        pages: &mut impl TablePages,
+        pfns: PfnRange,
+    ) -> Result<(), PagingError> {
+        let (root, top) = (self.root, self.format.top());
+        let mut builder = Builder {
+            space: self,
+            machine,
+            pages,
+        };
+        let result = builder.suspend(root, top, pfns);
+        self.ops.flush_tlb_user(machine);
+        result
+    }
+
+    /// Has the suspended leaves name the frames that their pages have now.
+    pub fn resume(&mut self, machine: &dyn Machine, pages: &mut impl TablePages) {
+        let (root, top) = (self.root, self.format.top());
+        let mut builder = Builder {
+            space: self,
+            machine,
+            pages,
+        };
+        builder.resume(root, top);
+    }
+
     /// Returns whether there is a leaf for every page of a range.
     fn is_mapped(&self, machine: &dyn Machine, range: Pages) -> bool {
         let mut page = range.start;
@@ -767,6 +801,52 @@ impl<P: TablePages> Builder<'_, P> {
             ops.set(&mut cx, level, slot, word);
         }
         true
+    }
+
+    /// Suspends the leaves below `table` that map a page of a range.
+    fn suspend(&mut self, table: Pfn, level: usize, pfns: PfnRange) -> Result<(), PagingError> {
+        for index in 0..TABLE_WORDS as u64 {
+            let slot = Slot { table, index };
+            let (val, _) = self.get(level, slot)?;
+            if val & bits::PRESENT == 0 {
+                continue;
+            }
+            let child = match link(level, val) {
+                Some(child) => child,
+                None => {
+                    let first = frame(level, val);
+                    // OVERFLOW: A frame number is below 2^40.
+                    let last = first + (span_pages(level) - 1);
+                    if last < pfns.start().get() || pfns.end() <= first {
+                        continue;
+                    }
+                    if level == 0 {
+                        self.set(level, slot, val & !bits::PRESENT | bits::SUSPENDED);
+                        continue;
+                    }
+                    self.split(level, slot, val)?
+                }
+            };
+            // OVERFLOW: Level 0 has no links.
+            self.suspend(child, level - 1, pfns)?;
+        }
+        Ok(())
+    }
+
+    /// Resumes the leaves below `table`.
+    fn resume(&mut self, table: Pfn, level: usize) {
+        for index in 0..TABLE_WORDS as u64 {
+            let slot = Slot { table, index };
+            let Ok((val, _)) = self.get(level, slot) else {
+                continue;
+            };
+            if let Some(child) = link(level, val) {
+                // OVERFLOW: Level 0 has no links.
+                self.resume(child, level - 1);
+            } else if val & (bits::PRESENT | bits::SUSPENDED) == bits::SUSPENDED {
+                self.set(level, slot, val & !bits::SUSPENDED | bits::PRESENT);
+            }
+        }
     }
 
     /// Replaces a large leaf by a table of smaller ones that map the same.

@@ -44,6 +44,9 @@ pub mod bits {
     pub const PAT: u64 = 1 << 7;
     /// Stays in the TLB when the tables are exchanged.
     pub const GLOBAL: u64 = 1 << 8;
+    /// A bit that the processor ignores: the leaf is about to get another frame, and meanwhile holds
+    /// what the kernel means, without `PRESENT`.
+    pub const SUSPENDED: u64 = 1 << 9;
     /// Selects a memory type, in a leaf above the lowest level.
     pub const PAT_LARGE: u64 = 1 << 12;
     /// Instructions can't be fetched.
