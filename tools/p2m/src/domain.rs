@@ -16,7 +16,6 @@ use crate::abi;
 use crate::error::{Attempt, Error, Operation, Result};
 use crate::frame::{Entry, Mfn, Pfn, Policy, Region, Run, pages};
 use crate::mapping::{Access, Mapping, Populate};
-use crate::pagemap::Pagemap;
 use crate::table::TableView;
 use crate::words::read_words;
 
@@ -82,7 +81,7 @@ impl Info {
             mfn_visible: has(abi::P2M_FEATURE_MFN_VISIBLE),
             table_mmap: has(abi::P2M_FEATURE_TABLE_MMAP),
             policies: (0..u64::BITS)
-                .filter(|n| raw.out_policies >> n & 1 != 0)
+                .filter(|n| (raw.out_policies >> n) & 1 != 0)
                 .map(Policy)
                 .collect(),
             default_policy: Policy(raw.out_default_policy),
@@ -319,13 +318,6 @@ impl Domain {
         };
         view().attempt(Operation::MapTables)
     }
-
-    /// Returns the machine frames that the rest of the kernel says are mapped at `memory`, a mapping
-    /// in this process.
-    pub fn frames_of(memory: &Mapping, pagemap: &Pagemap) -> Result<Vec<Option<Mfn>>> {
-        let nr_pages = memory.len_bytes() / rustix::param::page_size();
-        pagemap.frames(memory.as_ptr() as usize, nr_pages)
-    }
 }
 
 impl AsFd for Domain {
@@ -469,7 +461,7 @@ mod tests {
     #[test]
     fn info_lists_policies_with_and_without_a_name() {
         let mut raw = raw_info();
-        raw.out_policies = 1 << 63 | 1 << 2 | 1;
+        raw.out_policies = (1 << 63) | (1 << 2) | 1;
         let info = Info::new(&raw).expect("info");
         assert_eq!(info.policies, [Policy::ANY, Policy::CONTIGUOUS, Policy(63)]);
     }

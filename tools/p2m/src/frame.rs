@@ -258,7 +258,7 @@ mod tests {
     /// Every combination of tag bits, with the least, some and the largest MFN.
     fn entries() -> impl Iterator<Item = Entry> {
         (0..4u64).flat_map(|tags| {
-            [0, 1, 0x1234, abi::ENTRY_MFN_MASK].map(|mfn| Entry::from_raw(tags << 62 | mfn))
+            [0, 1, 0x1234, abi::ENTRY_MFN_MASK].map(|mfn| Entry::from_raw((tags << 62) | mfn))
         })
     }
 
@@ -305,8 +305,8 @@ mod tests {
         let text = |word| format!("{:5}", Entry::from_raw(word));
         assert_eq!(text(u64::MAX), "nothing");
         assert_eq!(text(0x1b), "MFN 0x0001b");
-        assert_eq!(text(0x1b | 1 << 63), "MFN 0x0001b (foreign)");
-        assert_eq!(text(0x1b | 1 << 62), "MFN 0x0001b (identity)");
+        assert_eq!(text(0x1b | (1 << 63)), "MFN 0x0001b (foreign)");
+        assert_eq!(text(0x1b | (1 << 62)), "MFN 0x0001b (identity)");
         assert_eq!(text(0), "MFN hidden");
     }
 

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use crate::error::{Attempt, Error, Operation, Result};
 use crate::frame::Mfn;
+use crate::mapping::Mapping;
 use crate::words::read_words;
 
 /// "page present", see `Documentation/admin-guide/mm/pagemap.rst`.
@@ -55,6 +56,12 @@ impl Pagemap {
             });
         }
         Ok(words.into_iter().map(decode).collect())
+    }
+
+    /// Returns the machine frames of a mapping in this process.
+    pub fn frames_of(&self, memory: &Mapping) -> Result<Vec<Option<Mfn>>> {
+        let nr_pages = memory.len_bytes() / rustix::param::page_size();
+        self.frames(memory.as_ptr() as usize, nr_pages)
     }
 }
 

@@ -160,7 +160,7 @@ mod tests {
         store(&fake.p2m, 7, 6);
         assert_eq!(fake.view.reverse(Mfn(5)), None);
         // Somebody else's frame has no PFN here, whatever the table says.
-        store(&fake.p2m, 7, 5 | 1 << 63);
+        store(&fake.p2m, 7, 5 | (1 << 63));
         assert_eq!(fake.view.reverse(Mfn(5)), None);
         store(&fake.p2m, 7, 5);
         assert_eq!(fake.view.reverse(Mfn(5)), Some(Pfn(7)));

@@ -91,8 +91,7 @@ pub(crate) fn alloc(args: &Args, what: &Alloc, out: &mut impl Write) -> Result<b
 
 /// Compares the frames of a region with those that are mapped.
 fn check_frames(domain: &Domain, region: &Region, memory: &Mapping) -> Result<check::Report> {
-    let pagemap = Pagemap::of_self()?;
-    let frames = Domain::frames_of(memory, &pagemap)?;
+    let frames = Pagemap::of_self()?.frames_of(memory)?;
     let first = region.base_pfn.0;
     let mapped = Witness::Frames(Box::new(|range| {
         let [start, end] = [range.start, range.end].map(|pfn| (pfn.0 - first) as usize);

@@ -11,6 +11,9 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use p2m::{Pfn, Policy, pages};
 
+/// What all commands have in common.
+const GLOBAL: &str = "Global options";
+
 /// Pseudo-physical memory: pages that look like one piece, and what they are made of.
 ///
 /// A domain numbers its pages by PFN, pseudo-physical frame number. Where the data really is, says
@@ -27,11 +30,11 @@ use p2m::{Pfn, Policy, pages};
 )]
 pub(crate) struct Args {
     /// Print JSON instead of text.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub(crate) json: bool,
 
     /// The device node.
-    #[arg(long, global = true, value_name = "PATH", default_value = p2m::DEVICE)]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "PATH", default_value = p2m::DEVICE)]
     pub(crate) device: PathBuf,
 
     #[command(subcommand)]

@@ -132,10 +132,10 @@ struct Difference {
 /// Compares what `reference` says about every page of the ranges with what the witnesses say.
 ///
 /// `done` is told how many pages were compared.
-pub(crate) fn check<'a>(
+pub(crate) fn check(
     ranges: impl IntoIterator<Item = Range<Pfn>>,
     mut reference: Ask<'_, Range<Pfn>, Entry>,
-    mut witnesses: Vec<(&'static str, Witness<'a>)>,
+    mut witnesses: Vec<(&'static str, Witness<'_>)>,
     done: impl Fn(u64),
 ) -> Result<Report> {
     let mut agreements: Vec<_> = witnesses

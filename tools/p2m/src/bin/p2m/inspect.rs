@@ -279,7 +279,7 @@ fn witnesses(domain: &Domain) -> Result<Vec<(&'static str, Witness<'_>)>> {
             Witness::Frames(Box::new(move |range| {
                 let memory = domain.map(range, Access::Read, Populate::Lazily)?;
                 memory.populate()?;
-                Ok(Domain::frames_of(&memory, &pagemap)?)
+                Ok(pagemap.frames_of(&memory)?)
             })),
         ),
         (
