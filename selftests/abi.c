@@ -276,29 +276,56 @@ TEST_F(command, smaller_size_is_EINVAL)
 	EXPECT_TRUE(snapshot_is_current(self->fd, &snap));
 }
 
+/* The lengths of the part that the kernel doesn't know. */
+static const size_t tails[] = { 1, 2, 7, 8, 64, 1000, P2M_PAGE_SIZE };
+
+/* The last one fills the page. */
+static size_t tail_len(const FIXTURE_VARIANT(command) * variant, size_t i)
+{
+	return tails[i] < P2M_PAGE_SIZE - variant->size ?
+		       tails[i] : P2M_PAGE_SIZE - variant->size;
+}
+
 TEST_F(command, nonzero_tail_is_E2BIG)
 {
-	static const size_t tails[] = { 1, 2, 7, 8, 64, 4095, 4096, 5000 };
 	struct snapshot snap;
 	size_t i, size;
 
 	ASSERT_EQ(0, snapshot_take(self->fd, &snap));
 	for (i = 0; i < ARRAY_LEN(tails); i++) {
-		size = variant->size + tails[i];
+		size = variant->size + tail_len(variant, i);
 
 		/* The last byte alone. */
 		fill(variant, self->arena, self->space, size);
 		self->space[size - 1] = 1;
 		ASSERT_EQ(-1, call(variant, self->fd, self->space))
-			TH_LOG("tail of %zu", tails[i]);
-		ASSERT_EQ(E2BIG, errno) TH_LOG("tail of %zu", tails[i]);
+			TH_LOG("size %zu", size);
+		ASSERT_EQ(E2BIG, errno) TH_LOG("size %zu", size);
 
 		/* The first byte alone. */
 		fill(variant, self->arena, self->space, size);
 		self->space[variant->size] = 0x80;
 		ASSERT_EQ(-1, call(variant, self->fd, self->space))
-			TH_LOG("tail of %zu", tails[i]);
-		ASSERT_EQ(E2BIG, errno) TH_LOG("tail of %zu", tails[i]);
+			TH_LOG("size %zu", size);
+		ASSERT_EQ(E2BIG, errno) TH_LOG("size %zu", size);
+	}
+	EXPECT_TRUE(snapshot_is_current(self->fd, &snap));
+}
+
+TEST_F(command, larger_than_a_page_is_E2BIG)
+{
+	static const __u32 sizes[] = { P2M_PAGE_SIZE + 1, P2M_PAGE_SIZE + 8,
+				       2 * P2M_PAGE_SIZE, 1U << 31, ~0U };
+	struct snapshot snap;
+	size_t i;
+
+	ASSERT_EQ(0, snapshot_take(self->fd, &snap));
+	for (i = 0; i < ARRAY_LEN(sizes); i++) {
+		fill(variant, self->arena, self->space, MAX_LEN);
+		memcpy(self->space, &sizes[i], sizeof(sizes[i]));
+		ASSERT_EQ(-1, call(variant, self->fd, self->space))
+			TH_LOG("size %u", sizes[i]);
+		ASSERT_EQ(E2BIG, errno) TH_LOG("size %u", sizes[i]);
 	}
 	EXPECT_TRUE(snapshot_is_current(self->fd, &snap));
 }
@@ -313,35 +340,30 @@ static void forget_placement(const FIXTURE_VARIANT(command) * variant,
 
 TEST_F(command, zero_tail_changes_nothing)
 {
-	static const size_t tails[] = { 1, 2, 7, 8, 64, 4095, 4096, 5000 };
 	unsigned char expected[128];
 	unsigned char *out = self->space + sizeof(__u32);
 	size_t out_len = variant->size - sizeof(__u32);
-	size_t i;
+	size_t i, len;
 
 	fill(variant, self->arena, self->space, variant->size);
 	ASSERT_EQ(0, call(variant, self->fd, self->space));
 	ASSERT_GE(sizeof(expected), variant->size);
 	forget_placement(variant, self->space);
 	memcpy(expected, out, out_len);
-	EXPECT_EQ(0, close(self->fd));
 
 	for (i = 0; i < ARRAY_LEN(tails); i++) {
+		len = tail_len(variant, i);
+		ASSERT_EQ(0, close(self->fd));
 		self->fd = new_domain(_metadata);
-		fill(variant, self->arena, self->space,
-		     variant->size + tails[i]);
+		fill(variant, self->arena, self->space, variant->size + len);
 		ASSERT_EQ(0, call(variant, self->fd, self->space))
-			TH_LOG("tail of %zu", tails[i]);
+			TH_LOG("tail of %zu", len);
 		forget_placement(variant, self->space);
 		EXPECT_EQ(0, memcmp(expected, out, out_len))
-			TH_LOG("tail of %zu", tails[i]);
+			TH_LOG("tail of %zu", len);
 		/* What the kernel doesn't know it doesn't write. */
-		EXPECT_EQ(tails[i], first_nonzero(self->space + variant->size,
-						  tails[i]))
-			TH_LOG("tail of %zu", tails[i]);
-		if (i + 1 < ARRAY_LEN(tails)) {
-			EXPECT_EQ(0, close(self->fd));
-		}
+		EXPECT_EQ(len, first_nonzero(self->space + variant->size, len))
+			TH_LOG("tail of %zu", len);
 	}
 }
 

@@ -6,7 +6,7 @@
 
 # shellcheck disable=SC2317 # the tests are called by name
 
-loops=${P2M_LOOPS:-1000}
+loops=${P2M_LOOPS:-100}
 device=/dev/p2m
 # What a kernel says when something is wrong.
 splats='WARNING|BUG|Oops|panicked|Call Trace|refcount_t|list_(add|del)'
