@@ -90,40 +90,43 @@ const _: () = {
 };
 
 /// Asserts the size of structures and where each of their members begins.
+///
+/// Those that begin with their own size, and the header, may grow at their end. The elements of
+/// arrays can't.
 macro_rules! assert_layout {
-    ($($structure:ident: $size:literal { $($member:ident: $offset:literal),* $(,)? })*) => {
+    ($($structure:ident: $relation:tt $size:literal { $($member:ident: $offset:literal),* $(,)? })*) => {
         const _: () = {$(
-            assert!(size_of::<$structure>() == $size);
+            assert!(size_of::<$structure>() $relation $size);
             $(assert!(core::mem::offset_of!($structure, $member) == $offset);)*
         )*};
     };
 }
 
 assert_layout! {
-    p2m_header: 40 {
+    p2m_header: >= 40 {
         abi_version: 0, page_shift: 4, generation: 8, end_pfn: 16, end_mfn: 24, m2p_generation: 32,
     }
-    p2m_info: 72 {
+    p2m_info: >= 72 {
         size: 0, flags: 4, out_abi_version: 8, out_page_shift: 12, out_features: 16,
         out_policies: 24, out_max_pfn: 32, out_max_mfn: 40, out_max_domain_pages: 48,
         out_max_total_pages: 56, out_max_regions: 64, out_default_policy: 68,
     }
-    p2m_stat: 80 {
+    p2m_stat: >= 80 {
         size: 0, flags: 4, out_generation: 8, out_regions: 16, out_pages: 24, out_p2m_tables: 32,
         out_m2p_tables: 40, out_faults: 48, out_fault_pages: 56, out_total_domains: 64,
         out_total_pages: 72,
     }
-    p2m_region_create: 40 {
+    p2m_region_create: >= 40 {
         size: 0, flags: 4, policy: 8, __reserved: 12, nr_pages: 16, seed: 24, base_pfn: 32,
     }
-    p2m_region_destroy: 16 { size: 0, flags: 4, base_pfn: 8 }
-    p2m_region: 32 { base_pfn: 0, nr_pages: 8, seed: 16, policy: 24, __reserved: 28 }
-    p2m_region_list: 40 {
+    p2m_region_destroy: >= 16 { size: 0, flags: 4, base_pfn: 8 }
+    p2m_region: == 32 { base_pfn: 0, nr_pages: 8, seed: 16, policy: 24 }
+    p2m_region_list: >= 40 {
         size: 0, flags: 4, start_pfn: 8, regions: 16, nr: 24, out_nr: 28, out_total: 32,
     }
-    p2m_translate: 32 { size: 0, flags: 4, nr: 8, out_nr: 12, frames: 16, entries: 24 }
-    p2m_run: 24 { pfn: 0, nr_pages: 8, entry: 16 }
-    p2m_runs: 48 {
+    p2m_translate: >= 32 { size: 0, flags: 4, nr: 8, out_nr: 12, frames: 16, entries: 24 }
+    p2m_run: == 24 { pfn: 0, nr_pages: 8, entry: 16 }
+    p2m_runs: >= 48 {
         size: 0, flags: 4, start_pfn: 8, nr_pages: 16, runs: 24, nr: 32, out_nr: 36,
         out_next_pfn: 40,
     }
