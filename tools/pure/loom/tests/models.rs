@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Models of a writer and those who read at the same time. Loom tries all orders of their steps, and
-//! all values that a load may return in each.
+//! all values that a load may return in each. It takes seconds if it's optimised:
+//!
+//! ```text
+//! cargo test --release -p p2m-pure-loom
+//! ```
 //!
 //! Tables have two words here. So the header of the maps has fewer words than it needs: the
 //! generation of the P2M shares its place with what models that look at it must not use.
@@ -29,11 +33,13 @@ use p2m_pure::table::{TableId, TableStore, TABLE_WORDS};
 
 use store::Store;
 
-/// Runs a model. With more preemptions than this nothing new is found, but it takes for ever.
+/// Runs a model. Each preemption more makes it several times longer, and most mistakes need only one
+/// or two. `LOOM_MAX_PREEMPTIONS` says otherwise.
 fn model(body: impl Fn() + Send + Sync + 'static) {
+    let nr_preemptions = if cfg!(debug_assertions) { 2 } else { 3 };
     let mut builder = loom::model::Builder::new();
     builder.max_branches = 10_000;
-    builder.preemption_bound.get_or_insert(3);
+    builder.preemption_bound.get_or_insert(nr_preemptions);
     builder.check(body);
 }
 

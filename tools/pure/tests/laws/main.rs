@@ -4,6 +4,10 @@
 //!
 //! Each module has a naive model of what it tests: a map, a set or a loop over all pages. Where the
 //! space is small enough, all of it is tried, else it is sampled with fixed limits.
+//!
+//! ```text
+//! cargo test -p p2m-pure
+//! ```
 
 mod entry;
 mod frame;

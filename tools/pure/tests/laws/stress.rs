@@ -15,7 +15,7 @@ use p2m_pure_host::store::Store;
 
 use crate::rig::{mfn, pfn, range, span};
 
-const NR_STEPS: u64 = if cfg!(miri) { 200 } else { 5_000 };
+const NR_STEPS: u64 = 5_000;
 const NR_READERS: u64 = 2;
 
 /// Some noise: the same for the same number.
