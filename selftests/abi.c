@@ -34,7 +34,10 @@ struct arena {
 	__u64 entries[NR_PAGES];
 	struct p2m_region regions[NR_PAGES];
 	struct p2m_run runs[NR_PAGES];
-	unsigned char space[MAX_LEN] __attribute__((aligned(4096)));
+	struct p2m_span spans[NR_PAGES];
+	/* The number of the space, for commands that need one. */
+	__u32 space;
+	unsigned char buffer[MAX_LEN] __attribute__((aligned(4096)));
 	unsigned char guard[P2M_PAGE_SIZE];
 };
 
@@ -90,6 +93,154 @@ static void fill_runs(struct arena *arena, void *arg)
 	cmd->nr = NR_PAGES;
 }
 
+/* What a space maps, and where something else can be mapped. */
+#define SPACE_PAGES 4
+#define SPACE_ADDRESS 0x10000ULL
+#define FREE_ADDRESS 0x200000ULL
+/* Its table pool, and a range for another one. */
+#define POOL_PFN 4096
+#define POOL_PAGES 16
+
+static void fill_space_create(struct arena *arena, void *arg)
+{
+	struct p2m_space_create *cmd = arg;
+
+	(void)arena;
+	memcpy(cmd->backend, "p2m", sizeof("p2m"));
+	cmd->nr_levels = 4;
+	cmd->pool_pfn = POOL_PFN + POOL_PAGES;
+	cmd->pool_pages = POOL_PAGES;
+}
+
+static void fill_space_destroy(struct arena *arena, void *arg)
+{
+	struct p2m_space_destroy *cmd = arg;
+
+	cmd->space = arena->space;
+}
+
+static void fill_space_map(struct arena *arena, void *arg)
+{
+	struct p2m_space_map *cmd = arg;
+
+	cmd->space = arena->space;
+	cmd->address = FREE_ADDRESS;
+	cmd->pfn = BASE_PFN;
+	cmd->nr_pages = SPACE_PAGES;
+	cmd->pte_flags = P2M_PTE_RW;
+}
+
+static void fill_space_unmap(struct arena *arena, void *arg)
+{
+	struct p2m_space_unmap *cmd = arg;
+
+	cmd->space = arena->space;
+	cmd->address = SPACE_ADDRESS;
+	cmd->nr_pages = SPACE_PAGES;
+}
+
+static void fill_space_change(struct arena *arena, void *arg)
+{
+	struct p2m_space_change *cmd = arg;
+
+	cmd->space = arena->space;
+	cmd->address = SPACE_ADDRESS;
+	cmd->nr_pages = SPACE_PAGES;
+	cmd->value = P2M_PTE_USER;
+}
+
+static void fill_space_walk(struct arena *arena, void *arg)
+{
+	struct p2m_space_walk *cmd = arg;
+
+	cmd->space = arena->space;
+	cmd->address = SPACE_ADDRESS;
+}
+
+static void fill_space_dump(struct arena *arena, void *arg)
+{
+	struct p2m_space_dump *cmd = arg;
+
+	cmd->space = arena->space;
+	cmd->spans = (uintptr_t)arena->spans;
+	cmd->nr = NR_PAGES;
+}
+
+static void fill_space_access(struct arena *arena, void *arg)
+{
+	struct p2m_space_access *cmd = arg;
+
+	cmd->space = arena->space;
+	cmd->op = P2M_ACCESS_READ;
+	cmd->address = SPACE_ADDRESS;
+	cmd->buffer = (uintptr_t)arena->entries;
+	cmd->nr_words = NR_PAGES;
+}
+
+#ifdef P2M_FEATURE_LIVE
+static void fill_release(struct arena *arena, void *arg)
+{
+	struct p2m_release *cmd = arg;
+
+	(void)arena;
+	cmd->start_pfn = BASE_PFN;
+	cmd->nr_pages = 2;
+}
+
+static void fill_populate(struct arena *arena, void *arg)
+{
+	struct p2m_populate *cmd = arg;
+
+	(void)arena;
+	cmd->start_pfn = BASE_PFN;
+	cmd->nr_pages = NR_PAGES;
+}
+
+static void fill_move(struct arena *arena, void *arg)
+{
+	struct p2m_move *cmd = arg;
+
+	(void)arena;
+	cmd->start_pfn = BASE_PFN;
+	cmd->nr_pages = NR_PAGES;
+	cmd->policy = P2M_POLICY_SCATTER;
+	cmd->seed = 3;
+}
+
+static void fill_evacuate(struct arena *arena, void *arg)
+{
+	struct p2m_evacuate *cmd = arg;
+
+	(void)arena;
+	/* The BIOS has it: the answer doesn't depend on placement. */
+	cmd->start_mfn = 0xf0;
+	cmd->nr_frames = 16;
+}
+
+static void fill_contiguous(struct arena *arena, void *arg)
+{
+	struct p2m_contiguous *cmd = arg;
+
+	(void)arena;
+	cmd->start_pfn = BASE_PFN;
+	cmd->order = 1;
+}
+
+static void fill_exchange(struct arena *arena, void *arg)
+{
+	struct p2m_exchange *cmd = arg;
+
+	(void)arena;
+	cmd->a_pfn = BASE_PFN;
+	cmd->b_pfn = BASE_PFN + NR_PAGES / 2;
+	cmd->nr_pages = NR_PAGES / 2;
+}
+
+#define REGION_FLAGS (P2M_REGION_FIXED | P2M_REGION_ON_DEMAND)
+#else
+#define REGION_FLAGS P2M_REGION_FIXED
+#endif
+
 static int call_native(int fd, unsigned long cmd, void *arg)
 {
 	return ioctl(fd, cmd, arg);
@@ -141,16 +292,25 @@ FIXTURE(command)
 	int fd;
 	struct arena *arena;
 	/* The longest structure, and the command's own, which ends at guard. */
-	unsigned char *space;
+	unsigned char *buffer;
 	unsigned char *last;
 	__u64 total_pages;
+	bool can_succeed;
 };
 
 FIXTURE_VARIANT(command)
 {
 	unsigned int nr;
 	size_t size;
+	/* Of the first version, if it has grown. */
+	size_t min_size;
 	__u32 known_flags;
+	/* The member that must be 0, if there is one. */
+	size_t reserved;
+	/* It needs a space. */
+	bool space;
+	/* It needs P2M_FEATURE_*. */
+	__u64 feature;
 	/* It tells something in its structure. */
 	bool has_out;
 	void (*fill)(struct arena *arena, void *arg);
@@ -177,11 +337,13 @@ FIXTURE_VARIANT(command)
 
 COMMAND(info, .nr = P2M_INFO, .size = sizeof(struct p2m_info), .has_out = true,
 	.fill = fill_nothing);
-COMMAND(stat, .nr = P2M_STAT, .size = sizeof(struct p2m_stat), .has_out = true,
-	.fill = fill_nothing);
+COMMAND(stat, .nr = P2M_STAT, .size = sizeof(struct p2m_stat), .min_size = 80,
+	.has_out = true, .fill = fill_nothing);
 COMMAND(region_create, .nr = P2M_REGION_CREATE,
 	.size = sizeof(struct p2m_region_create), .has_out = true,
-	.known_flags = P2M_REGION_FIXED, .fill = fill_region_create);
+	.known_flags = REGION_FLAGS,
+	.reserved = offsetof(struct p2m_region_create, __reserved),
+	.fill = fill_region_create);
 COMMAND(region_destroy, .nr = P2M_REGION_DESTROY,
 	.size = sizeof(struct p2m_region_destroy), .fill = fill_region_destroy);
 COMMAND(region_list, .nr = P2M_REGION_LIST,
@@ -192,6 +354,60 @@ COMMAND(translate, .nr = P2M_TRANSLATE, .size = sizeof(struct p2m_translate),
 	.fill = fill_translate);
 COMMAND(runs, .nr = P2M_RUNS, .size = sizeof(struct p2m_runs), .has_out = true,
 	.fill = fill_runs);
+
+COMMAND(space_create, .nr = P2M_SPACE_CREATE,
+	.size = sizeof(struct p2m_space_create), .has_out = true,
+	.space = true, .fill = fill_space_create);
+COMMAND(space_destroy, .nr = P2M_SPACE_DESTROY,
+	.size = sizeof(struct p2m_space_destroy), .space = true,
+	.reserved = offsetof(struct p2m_space_destroy, __reserved),
+	.fill = fill_space_destroy);
+COMMAND(space_map, .nr = P2M_SPACE_MAP, .size = sizeof(struct p2m_space_map),
+	.space = true, .fill = fill_space_map);
+COMMAND(space_unmap, .nr = P2M_SPACE_UNMAP,
+	.size = sizeof(struct p2m_space_unmap), .has_out = true,
+	.known_flags = P2M_UNMAP_ALL, .space = true,
+	.reserved = offsetof(struct p2m_space_unmap, __reserved),
+	.fill = fill_space_unmap);
+COMMAND(space_change, .nr = P2M_SPACE_CHANGE,
+	.size = sizeof(struct p2m_space_change), .has_out = true,
+	.known_flags = P2M_CHANGE_FRAMES, .space = true,
+	.reserved = offsetof(struct p2m_space_change, __reserved),
+	.fill = fill_space_change);
+COMMAND(space_walk, .nr = P2M_SPACE_WALK, .size = sizeof(struct p2m_space_walk),
+	.has_out = true, .space = true, .fill = fill_space_walk);
+COMMAND(space_dump, .nr = P2M_SPACE_DUMP, .size = sizeof(struct p2m_space_dump),
+	.has_out = true, .space = true,
+	.reserved = offsetof(struct p2m_space_dump, __reserved),
+	.fill = fill_space_dump);
+COMMAND(space_access, .nr = P2M_SPACE_ACCESS,
+	.size = sizeof(struct p2m_space_access), .has_out = true,
+	.space = true, .feature = P2M_FEATURE_CPU_ACCESS,
+	.reserved = offsetof(struct p2m_space_access, __reserved),
+	.fill = fill_space_access);
+
+#ifdef P2M_FEATURE_LIVE
+COMMAND(release, .nr = P2M_RELEASE, .size = sizeof(struct p2m_release),
+	.has_out = true, .fill = fill_release);
+COMMAND(populate, .nr = P2M_POPULATE, .size = sizeof(struct p2m_populate),
+	.has_out = true, .fill = fill_populate);
+COMMAND(move, .nr = P2M_MOVE, .size = sizeof(struct p2m_move), .has_out = true,
+	.reserved = offsetof(struct p2m_move, __reserved), .fill = fill_move);
+COMMAND(evacuate, .nr = P2M_EVACUATE, .size = sizeof(struct p2m_evacuate),
+	.has_out = true,
+	.known_flags = P2M_EVACUATE_KEEP_OUT | P2M_EVACUATE_READMIT,
+	.fill = fill_evacuate);
+COMMAND(contiguous, .nr = P2M_CONTIGUOUS, .size = sizeof(struct p2m_contiguous),
+	.has_out = true, .fill = fill_contiguous);
+COMMAND(exchange, .nr = P2M_EXCHANGE, .size = sizeof(struct p2m_exchange),
+	.has_out = true, .fill = fill_exchange);
+COMMAND(audit, .nr = P2M_AUDIT, .size = sizeof(struct p2m_audit),
+	.has_out = true, .fill = fill_nothing);
+/* The last command that there is. */
+#define LAST_COMMAND P2M_CMD_AUDIT
+#else
+#define LAST_COMMAND P2M_CMD_SPACE_ACCESS
+#endif
 
 /* A new domain with the region that the valid arguments speak of. */
 static int new_domain(struct __test_metadata *_metadata)
@@ -205,8 +421,36 @@ static int new_domain(struct __test_metadata *_metadata)
 	return fd;
 }
 
+/* A space in it, which maps the first pages of the region. */
+static __u32 add_space(struct __test_metadata *_metadata, int fd)
+{
+	struct p2m_space_create create = {
+		.size = sizeof(create),
+		.backend = "p2m",
+		.nr_levels = 4,
+		.pool_pfn = POOL_PFN,
+		.pool_pages = POOL_PAGES,
+	};
+	struct p2m_space_map map = {
+		.size = sizeof(map),
+		.address = SPACE_ADDRESS,
+		.pfn = BASE_PFN,
+		.nr_pages = SPACE_PAGES,
+		.pte_flags = P2M_PTE_RW,
+	};
+
+	test_cmd_region_create_fixed(fd, P2M_POLICY_ANY, 2 * POOL_PAGES, 0,
+				     POOL_PFN);
+	ASSERT_EQ(0, ioctl(fd, P2M_SPACE_CREATE, &create));
+	map.space = create.out_space;
+	ASSERT_EQ(0, ioctl(fd, P2M_SPACE_MAP, &map));
+	return create.out_space;
+}
+
 FIXTURE_SETUP(command)
 {
+	struct p2m_info info;
+
 	if (access(P2M_DEVICE, F_OK))
 		SKIP(return, "no " P2M_DEVICE);
 #ifdef __x86_64__
@@ -220,10 +464,15 @@ FIXTURE_SETUP(command)
 #endif
 	ASSERT_NE(MAP_FAILED, self->arena);
 	ASSERT_EQ(0, mprotect(self->arena->guard, P2M_PAGE_SIZE, PROT_NONE));
-	self->space = self->arena->space;
+	self->buffer = self->arena->buffer;
 	self->last = self->arena->guard - variant->size;
 	self->total_pages = total_pages();
 	self->fd = new_domain(_metadata);
+	if (variant->space)
+		self->arena->space = add_space(_metadata, self->fd);
+	test_cmd_info(self->fd, &info);
+	self->can_succeed = (info.out_features & variant->feature) ==
+			    variant->feature;
 }
 
 FIXTURE_TEARDOWN(command)
@@ -250,26 +499,33 @@ static int call(const FIXTURE_VARIANT(command) * variant, int fd, void *arg)
 
 TEST_F(command, valid_arguments_succeed)
 {
-	fill(variant, self->arena, self->space, variant->size);
-	ASSERT_EQ(0, call(variant, self->fd, self->space));
+	if (!self->can_succeed)
+		SKIP(return, "the module can't do it here");
+
+	fill(variant, self->arena, self->buffer, variant->size);
+	ASSERT_EQ(0, call(variant, self->fd, self->buffer));
 }
 
 TEST_F(command, structure_may_end_where_memory_ends)
 {
+	if (!self->can_succeed)
+		SKIP(return, "the module can't do it here");
+
 	fill(variant, self->arena, self->last, variant->size);
 	ASSERT_EQ(0, call(variant, self->fd, self->last));
 }
 
 TEST_F(command, smaller_size_is_EINVAL)
 {
+	const size_t min_size = variant->min_size ?: variant->size;
 	struct snapshot snap;
 	__u32 size;
 
 	ASSERT_EQ(0, snapshot_take(self->fd, &snap));
-	for (size = 0; size < variant->size; size++) {
-		fill(variant, self->arena, self->space, variant->size);
-		memcpy(self->space, &size, sizeof(size));
-		ASSERT_EQ(-1, call(variant, self->fd, self->space))
+	for (size = 0; size < min_size; size++) {
+		fill(variant, self->arena, self->buffer, variant->size);
+		memcpy(self->buffer, &size, sizeof(size));
+		ASSERT_EQ(-1, call(variant, self->fd, self->buffer))
 			TH_LOG("size %u", size);
 		ASSERT_EQ(EINVAL, errno) TH_LOG("size %u", size);
 	}
@@ -296,16 +552,16 @@ TEST_F(command, nonzero_tail_is_E2BIG)
 		size = variant->size + tail_len(variant, i);
 
 		/* The last byte alone. */
-		fill(variant, self->arena, self->space, size);
-		self->space[size - 1] = 1;
-		ASSERT_EQ(-1, call(variant, self->fd, self->space))
+		fill(variant, self->arena, self->buffer, size);
+		self->buffer[size - 1] = 1;
+		ASSERT_EQ(-1, call(variant, self->fd, self->buffer))
 			TH_LOG("size %zu", size);
 		ASSERT_EQ(E2BIG, errno) TH_LOG("size %zu", size);
 
 		/* The first byte alone. */
-		fill(variant, self->arena, self->space, size);
-		self->space[variant->size] = 0x80;
-		ASSERT_EQ(-1, call(variant, self->fd, self->space))
+		fill(variant, self->arena, self->buffer, size);
+		self->buffer[variant->size] = 0x80;
+		ASSERT_EQ(-1, call(variant, self->fd, self->buffer))
 			TH_LOG("size %zu", size);
 		ASSERT_EQ(E2BIG, errno) TH_LOG("size %zu", size);
 	}
@@ -321,48 +577,63 @@ TEST_F(command, larger_than_a_page_is_E2BIG)
 
 	ASSERT_EQ(0, snapshot_take(self->fd, &snap));
 	for (i = 0; i < ARRAY_LEN(sizes); i++) {
-		fill(variant, self->arena, self->space, MAX_LEN);
-		memcpy(self->space, &sizes[i], sizeof(sizes[i]));
-		ASSERT_EQ(-1, call(variant, self->fd, self->space))
+		fill(variant, self->arena, self->buffer, MAX_LEN);
+		memcpy(self->buffer, &sizes[i], sizeof(sizes[i]));
+		ASSERT_EQ(-1, call(variant, self->fd, self->buffer))
 			TH_LOG("size %u", sizes[i]);
 		ASSERT_EQ(E2BIG, errno) TH_LOG("size %u", sizes[i]);
 	}
 	EXPECT_TRUE(snapshot_is_current(self->fd, &snap));
 }
 
-/* How many tables the M2P needs depends on which frames a domain got. */
+/* What depends on which machine frames a domain got. */
 static void forget_placement(const FIXTURE_VARIANT(command) * variant,
 			     void *arg)
 {
+	struct p2m_space_walk *walk = arg;
+	struct p2m_stat *stat = arg;
+	int i;
+
 	if (variant->nr == P2M_STAT)
-		((struct p2m_stat *)arg)->out_m2p_tables = 0;
+		stat->out_m2p_tables = 0;
+	if (variant->nr != P2M_SPACE_WALK)
+		return;
+	for (i = 0; i < P2M_MAX_STEPS; i++) {
+		walk->out_steps[i].table_mfn = 0;
+		walk->out_steps[i].raw = 0;
+	}
 }
 
 TEST_F(command, zero_tail_changes_nothing)
 {
-	unsigned char expected[128];
-	unsigned char *out = self->space + sizeof(__u32);
+	unsigned char expected[256];
+	unsigned char *out = self->buffer + sizeof(__u32);
 	size_t out_len = variant->size - sizeof(__u32);
 	size_t i, len;
 
-	fill(variant, self->arena, self->space, variant->size);
-	ASSERT_EQ(0, call(variant, self->fd, self->space));
+	if (!self->can_succeed)
+		SKIP(return, "the module can't do it here");
+
+	fill(variant, self->arena, self->buffer, variant->size);
+	ASSERT_EQ(0, call(variant, self->fd, self->buffer));
 	ASSERT_GE(sizeof(expected), variant->size);
-	forget_placement(variant, self->space);
+	forget_placement(variant, self->buffer);
 	memcpy(expected, out, out_len);
 
 	for (i = 0; i < ARRAY_LEN(tails); i++) {
 		len = tail_len(variant, i);
 		ASSERT_EQ(0, close(self->fd));
 		self->fd = new_domain(_metadata);
-		fill(variant, self->arena, self->space, variant->size + len);
-		ASSERT_EQ(0, call(variant, self->fd, self->space))
+		if (variant->space)
+			self->arena->space = add_space(_metadata, self->fd);
+		fill(variant, self->arena, self->buffer, variant->size + len);
+		ASSERT_EQ(0, call(variant, self->fd, self->buffer))
 			TH_LOG("tail of %zu", len);
-		forget_placement(variant, self->space);
+		forget_placement(variant, self->buffer);
 		EXPECT_EQ(0, memcmp(expected, out, out_len))
 			TH_LOG("tail of %zu", len);
 		/* What the kernel doesn't know it doesn't write. */
-		EXPECT_EQ(len, first_nonzero(self->space + variant->size, len))
+		EXPECT_EQ(len, first_nonzero(self->buffer + variant->size, len))
 			TH_LOG("tail of %zu", len);
 	}
 }
@@ -378,13 +649,55 @@ TEST_F(command, unknown_flag_is_EOPNOTSUPP)
 		flags = 1U << bit;
 		if (flags & variant->known_flags)
 			continue;
-		fill(variant, self->arena, self->space, variant->size);
-		memcpy(self->space + sizeof(__u32), &flags, sizeof(flags));
-		ASSERT_EQ(-1, call(variant, self->fd, self->space))
+		fill(variant, self->arena, self->buffer, variant->size);
+		memcpy(self->buffer + sizeof(__u32), &flags, sizeof(flags));
+		ASSERT_EQ(-1, call(variant, self->fd, self->buffer))
 			TH_LOG("flag %#x", flags);
 		ASSERT_EQ(EOPNOTSUPP, errno) TH_LOG("flag %#x", flags);
 	}
 	EXPECT_TRUE(snapshot_is_current(self->fd, &snap));
+}
+
+TEST_F(command, older_structure_is_as_good)
+{
+	__u32 size = variant->min_size;
+
+	if (!variant->min_size || variant->min_size == variant->size)
+		SKIP(return, "there was no older one");
+
+	/* What the older one doesn't have isn't touched. */
+	fill(variant, self->arena, self->buffer, variant->size);
+	memset(self->buffer + size, 0x5a, variant->size - size);
+	memcpy(self->buffer, &size, sizeof(size));
+	ASSERT_EQ(0, call(variant, self->fd, self->buffer));
+	for (; size < variant->size; size++) {
+		EXPECT_EQ(0x5a, self->buffer[size]);
+	}
+}
+
+TEST_F(command, nonzero_reserved_member_is_EINVAL)
+{
+	struct snapshot snap;
+	__u32 value;
+	int bit;
+
+	if (!variant->reserved)
+		SKIP(return, "the command has none");
+
+	ASSERT_EQ(0, snapshot_take(self->fd, &snap));
+	for (bit = 0; bit < 32; bit++) {
+		value = 1U << bit;
+		fill(variant, self->arena, self->buffer, variant->size);
+		memcpy(self->buffer + variant->reserved, &value, sizeof(value));
+		ASSERT_EQ(-1, call(variant, self->fd, self->buffer))
+			TH_LOG("value %#x", value);
+		ASSERT_EQ(EINVAL, errno) TH_LOG("value %#x", value);
+	}
+	EXPECT_TRUE(snapshot_is_current(self->fd, &snap));
+	/* It was only that. */
+	fill(variant, self->arena, self->buffer, variant->size);
+	EXPECT_EQ(self->can_succeed ? 0 : -1,
+		  call(variant, self->fd, self->buffer));
 }
 
 TEST_F(command, unreadable_structure_is_EFAULT)
@@ -405,7 +718,7 @@ TEST_F(command, unreadable_structure_is_EFAULT)
 	memmove(at, self->last, variant->size - 1);
 	EXPECT_ERRNO(EFAULT, call(variant, self->fd, at));
 	/* The last byte of the tail is missing. */
-	memset(self->space, 0, MAX_LEN);
+	memset(self->buffer, 0, MAX_LEN);
 	fill(variant, self->arena, self->last, variant->size);
 	size++;
 	memcpy(self->last, &size, sizeof(size));
@@ -421,9 +734,9 @@ TEST_F(command, unwritable_structure_is_EFAULT)
 		SKIP(return, "the command tells nothing");
 
 	ASSERT_EQ(0, snapshot_take(self->fd, &snap));
-	fill(variant, self->arena, self->space, variant->size);
-	ASSERT_EQ(0, mprotect(self->space, MAX_LEN, PROT_READ));
-	EXPECT_ERRNO(EFAULT, call(variant, self->fd, self->space));
+	fill(variant, self->arena, self->buffer, variant->size);
+	ASSERT_EQ(0, mprotect(self->buffer, MAX_LEN, PROT_READ));
+	EXPECT_ERRNO(EFAULT, call(variant, self->fd, self->buffer));
 	/* A region whose place nobody was told isn't there. */
 	EXPECT_TRUE(snapshot_is_current(self->fd, &snap));
 }
@@ -447,9 +760,9 @@ TEST_F(command, other_encoding_is_ENOTTY)
 
 	ASSERT_EQ(0, snapshot_take(self->fd, &snap));
 	for (i = 0; i < ARRAY_LEN(requests); i++) {
-		fill(variant, self->arena, self->space, variant->size);
+		fill(variant, self->arena, self->buffer, variant->size);
 		ASSERT_EQ(-1, variant->call(self->fd, requests[i],
-					    self->space))
+					    self->buffer))
 			TH_LOG("request %#x", requests[i]);
 		ASSERT_EQ(ENOTTY, errno) TH_LOG("request %#x", requests[i]);
 	}
@@ -485,7 +798,7 @@ TEST_F(device, unknown_command_is_ENOTTY)
 	unsigned int nr;
 
 	for (nr = 0; nr < 256; nr++) {
-		if (nr >= P2M_CMD_BASE && nr <= P2M_CMD_RUNS)
+		if (nr >= P2M_CMD_BASE && nr <= LAST_COMMAND)
 			continue;
 		ASSERT_EQ(-1, ioctl(self->fd, _IO(P2M_IOCTL_TYPE, nr), &info))
 			TH_LOG("command %#x", nr);
@@ -588,25 +901,6 @@ TEST_F(device, header_agrees_with_info_and_stat)
 	EXPECT_EQ(P2M_PAGE_SIZE - sizeof(*header),
 		  first_nonzero((const void *)(header + 1),
 				P2M_PAGE_SIZE - sizeof(*header)));
-}
-
-TEST_F(device, create_rejects_reserved_member)
-{
-	struct p2m_region_create cmd = {
-		.size = sizeof(cmd),
-		.nr_pages = 1,
-	};
-	struct snapshot snap;
-	int bit;
-
-	ASSERT_EQ(0, snapshot_take(self->fd, &snap));
-	for (bit = 0; bit < 32; bit++) {
-		cmd.__reserved = 1U << bit;
-		EXPECT_ERRNO(EINVAL, ioctl(self->fd, P2M_REGION_CREATE, &cmd));
-	}
-	EXPECT_TRUE(snapshot_is_current(self->fd, &snap));
-	cmd.__reserved = 0;
-	EXPECT_EQ(0, ioctl(self->fd, P2M_REGION_CREATE, &cmd));
 }
 
 TEST_F(device, unwritable_array_of_list_is_EFAULT)

@@ -32,6 +32,14 @@ ABI_VALUE(P2M_REGION_DESTROY, 0xbb83);
 ABI_VALUE(P2M_REGION_LIST, 0xbb84);
 ABI_VALUE(P2M_TRANSLATE, 0xbb85);
 ABI_VALUE(P2M_RUNS, 0xbb86);
+ABI_VALUE(P2M_SPACE_CREATE, 0xbb87);
+ABI_VALUE(P2M_SPACE_DESTROY, 0xbb88);
+ABI_VALUE(P2M_SPACE_MAP, 0xbb89);
+ABI_VALUE(P2M_SPACE_UNMAP, 0xbb8a);
+ABI_VALUE(P2M_SPACE_CHANGE, 0xbb8b);
+ABI_VALUE(P2M_SPACE_WALK, 0xbb8c);
+ABI_VALUE(P2M_SPACE_DUMP, 0xbb8d);
+ABI_VALUE(P2M_SPACE_ACCESS, 0xbb8e);
 
 ABI_VALUE(P2M_ENTRY_INVALID, ~0ULL);
 ABI_VALUE(P2M_ENTRY_FOREIGN, 1ULL << 63);
@@ -77,7 +85,12 @@ ABI_MEMBER(p2m_info, out_max_total_pages, 56, 8);
 ABI_MEMBER(p2m_info, out_max_regions, 64, 4);
 ABI_MEMBER(p2m_info, out_default_policy, 68, 4);
 
+#ifdef P2M_FEATURE_LIVE
+ABI_SIZE(p2m_stat, 88);
+ABI_MEMBER(p2m_stat, out_frames, 80, 8);
+#else
 ABI_SIZE(p2m_stat, 80);
+#endif
 ABI_MEMBER(p2m_stat, size, 0, 4);
 ABI_MEMBER(p2m_stat, flags, 4, 4);
 ABI_MEMBER(p2m_stat, out_generation, 8, 8);
@@ -109,7 +122,11 @@ ABI_MEMBER(p2m_region, base_pfn, 0, 8);
 ABI_MEMBER(p2m_region, nr_pages, 8, 8);
 ABI_MEMBER(p2m_region, seed, 16, 8);
 ABI_MEMBER(p2m_region, policy, 24, 4);
+#ifdef P2M_FEATURE_LIVE
+ABI_MEMBER(p2m_region, flags, 28, 4);
+#else
 ABI_MEMBER(p2m_region, __reserved, 28, 4);
+#endif
 
 ABI_SIZE(p2m_region_list, 40);
 ABI_MEMBER(p2m_region_list, size, 0, 4);
@@ -142,5 +159,206 @@ ABI_MEMBER(p2m_runs, runs, 24, 8);
 ABI_MEMBER(p2m_runs, nr, 32, 4);
 ABI_MEMBER(p2m_runs, out_nr, 36, 4);
 ABI_MEMBER(p2m_runs, out_next_pfn, 40, 8);
+
+ABI_VALUE(P2M_FEATURE_SPACES, 4);
+ABI_VALUE(P2M_FEATURE_CPU_ACCESS, 8);
+ABI_VALUE(P2M_BACKEND_NAME_LEN, 32);
+ABI_VALUE(P2M_MAX_STEPS, 5);
+ABI_VALUE(P2M_MAX_ACCESS_WORDS, 65536);
+ABI_VALUE(P2M_UNMAP_ALL, 1);
+ABI_VALUE(P2M_CHANGE_FRAMES, 1);
+ABI_VALUE(P2M_ACCESS_READ, 0);
+ABI_VALUE(P2M_ACCESS_WRITE, 1);
+ABI_VALUE(P2M_ACCESS_CHECKSUM, 2);
+ABI_VALUE(P2M_FAULT_RAISED, 1);
+ABI_VALUE(P2M_FAULT_PROTECTION, 2);
+ABI_VALUE(P2M_FAULT_WRITE, 4);
+/* Those of the processor. */
+ABI_VALUE(P2M_PTE_RW, 1 << 1);
+ABI_VALUE(P2M_PTE_USER, 1 << 2);
+ABI_VALUE(P2M_PTE_PWT, 1 << 3);
+ABI_VALUE(P2M_PTE_PCD, 1 << 4);
+ABI_VALUE(P2M_PTE_ACCESSED, 1 << 5);
+ABI_VALUE(P2M_PTE_DIRTY, 1 << 6);
+ABI_VALUE(P2M_PTE_PAT, 1 << 7);
+ABI_VALUE(P2M_PTE_NX, 1ULL << 63);
+
+ABI_SIZE(p2m_space_create, 72);
+ABI_MEMBER(p2m_space_create, size, 0, 4);
+ABI_MEMBER(p2m_space_create, flags, 4, 4);
+ABI_MEMBER(p2m_space_create, backend, 8, 32);
+ABI_MEMBER(p2m_space_create, nr_levels, 40, 4);
+ABI_MEMBER(p2m_space_create, out_space, 44, 4);
+ABI_MEMBER(p2m_space_create, pool_pfn, 48, 8);
+ABI_MEMBER(p2m_space_create, pool_pages, 56, 8);
+ABI_MEMBER(p2m_space_create, out_root_pfn, 64, 8);
+
+ABI_SIZE(p2m_space_destroy, 16);
+ABI_MEMBER(p2m_space_destroy, size, 0, 4);
+ABI_MEMBER(p2m_space_destroy, flags, 4, 4);
+ABI_MEMBER(p2m_space_destroy, space, 8, 4);
+ABI_MEMBER(p2m_space_destroy, __reserved, 12, 4);
+
+ABI_SIZE(p2m_space_map, 48);
+ABI_MEMBER(p2m_space_map, size, 0, 4);
+ABI_MEMBER(p2m_space_map, flags, 4, 4);
+ABI_MEMBER(p2m_space_map, space, 8, 4);
+ABI_MEMBER(p2m_space_map, max_level, 12, 4);
+ABI_MEMBER(p2m_space_map, address, 16, 8);
+ABI_MEMBER(p2m_space_map, pfn, 24, 8);
+ABI_MEMBER(p2m_space_map, nr_pages, 32, 8);
+ABI_MEMBER(p2m_space_map, pte_flags, 40, 8);
+
+ABI_SIZE(p2m_space_unmap, 40);
+ABI_MEMBER(p2m_space_unmap, size, 0, 4);
+ABI_MEMBER(p2m_space_unmap, flags, 4, 4);
+ABI_MEMBER(p2m_space_unmap, space, 8, 4);
+ABI_MEMBER(p2m_space_unmap, __reserved, 12, 4);
+ABI_MEMBER(p2m_space_unmap, address, 16, 8);
+ABI_MEMBER(p2m_space_unmap, nr_pages, 24, 8);
+ABI_MEMBER(p2m_space_unmap, out_pages, 32, 8);
+
+ABI_SIZE(p2m_space_change, 48);
+ABI_MEMBER(p2m_space_change, size, 0, 4);
+ABI_MEMBER(p2m_space_change, flags, 4, 4);
+ABI_MEMBER(p2m_space_change, space, 8, 4);
+ABI_MEMBER(p2m_space_change, __reserved, 12, 4);
+ABI_MEMBER(p2m_space_change, address, 16, 8);
+ABI_MEMBER(p2m_space_change, nr_pages, 24, 8);
+ABI_MEMBER(p2m_space_change, value, 32, 8);
+ABI_MEMBER(p2m_space_change, out_pages, 40, 8);
+
+ABI_SIZE(p2m_step, 40);
+ABI_MEMBER(p2m_step, table_pfn, 0, 8);
+ABI_MEMBER(p2m_step, table_mfn, 8, 8);
+ABI_MEMBER(p2m_step, raw, 16, 8);
+ABI_MEMBER(p2m_step, val, 24, 8);
+ABI_MEMBER(p2m_step, level, 32, 4);
+ABI_MEMBER(p2m_step, index, 36, 4);
+
+ABI_SIZE(p2m_space_walk, 224);
+ABI_MEMBER(p2m_space_walk, size, 0, 4);
+ABI_MEMBER(p2m_space_walk, flags, 4, 4);
+ABI_MEMBER(p2m_space_walk, space, 8, 4);
+ABI_MEMBER(p2m_space_walk, out_nr_steps, 12, 4);
+ABI_MEMBER(p2m_space_walk, address, 16, 8);
+ABI_MEMBER(p2m_space_walk, out_steps, 24, 200);
+
+ABI_SIZE(p2m_span, 48);
+ABI_MEMBER(p2m_span, address, 0, 8);
+ABI_MEMBER(p2m_span, nr_pages, 8, 8);
+ABI_MEMBER(p2m_span, pfn, 16, 8);
+ABI_MEMBER(p2m_span, mfn, 24, 8);
+ABI_MEMBER(p2m_span, pte_flags, 32, 8);
+ABI_MEMBER(p2m_span, level, 40, 4);
+ABI_MEMBER(p2m_span, __reserved, 44, 4);
+
+ABI_SIZE(p2m_space_dump, 48);
+ABI_MEMBER(p2m_space_dump, size, 0, 4);
+ABI_MEMBER(p2m_space_dump, flags, 4, 4);
+ABI_MEMBER(p2m_space_dump, space, 8, 4);
+ABI_MEMBER(p2m_space_dump, nr, 12, 4);
+ABI_MEMBER(p2m_space_dump, address, 16, 8);
+ABI_MEMBER(p2m_space_dump, spans, 24, 8);
+ABI_MEMBER(p2m_space_dump, out_nr, 32, 4);
+ABI_MEMBER(p2m_space_dump, __reserved, 36, 4);
+ABI_MEMBER(p2m_space_dump, out_next, 40, 8);
+
+ABI_SIZE(p2m_space_access, 64);
+ABI_MEMBER(p2m_space_access, size, 0, 4);
+ABI_MEMBER(p2m_space_access, flags, 4, 4);
+ABI_MEMBER(p2m_space_access, space, 8, 4);
+ABI_MEMBER(p2m_space_access, op, 12, 4);
+ABI_MEMBER(p2m_space_access, address, 16, 8);
+ABI_MEMBER(p2m_space_access, buffer, 24, 8);
+ABI_MEMBER(p2m_space_access, nr_words, 32, 4);
+ABI_MEMBER(p2m_space_access, out_words, 36, 4);
+ABI_MEMBER(p2m_space_access, out_checksum, 40, 8);
+ABI_MEMBER(p2m_space_access, out_fault_address, 48, 8);
+ABI_MEMBER(p2m_space_access, out_fault, 56, 4);
+ABI_MEMBER(p2m_space_access, __reserved, 60, 4);
+
+#ifdef P2M_FEATURE_LIVE
+ABI_VALUE(P2M_RELEASE, 0xbb8f);
+ABI_VALUE(P2M_POPULATE, 0xbb90);
+ABI_VALUE(P2M_MOVE, 0xbb91);
+ABI_VALUE(P2M_EVACUATE, 0xbb92);
+ABI_VALUE(P2M_CONTIGUOUS, 0xbb93);
+ABI_VALUE(P2M_EXCHANGE, 0xbb94);
+ABI_VALUE(P2M_AUDIT, 0xbb95);
+
+ABI_VALUE(P2M_FEATURE_LIVE, 16);
+ABI_VALUE(P2M_REGION_ON_DEMAND, 2);
+ABI_VALUE(P2M_EVACUATE_KEEP_OUT, 1);
+ABI_VALUE(P2M_EVACUATE_READMIT, 2);
+
+ABI_SIZE(p2m_release, 40);
+ABI_MEMBER(p2m_release, size, 0, 4);
+ABI_MEMBER(p2m_release, flags, 4, 4);
+ABI_MEMBER(p2m_release, start_pfn, 8, 8);
+ABI_MEMBER(p2m_release, nr_pages, 16, 8);
+ABI_MEMBER(p2m_release, out_pages, 24, 8);
+ABI_MEMBER(p2m_release, out_next_pfn, 32, 8);
+
+ABI_SIZE(p2m_populate, 40);
+ABI_MEMBER(p2m_populate, size, 0, 4);
+ABI_MEMBER(p2m_populate, flags, 4, 4);
+ABI_MEMBER(p2m_populate, start_pfn, 8, 8);
+ABI_MEMBER(p2m_populate, nr_pages, 16, 8);
+ABI_MEMBER(p2m_populate, out_pages, 24, 8);
+ABI_MEMBER(p2m_populate, out_next_pfn, 32, 8);
+
+ABI_SIZE(p2m_move, 64);
+ABI_MEMBER(p2m_move, size, 0, 4);
+ABI_MEMBER(p2m_move, flags, 4, 4);
+ABI_MEMBER(p2m_move, start_pfn, 8, 8);
+ABI_MEMBER(p2m_move, nr_pages, 16, 8);
+ABI_MEMBER(p2m_move, seed, 24, 8);
+ABI_MEMBER(p2m_move, policy, 32, 4);
+ABI_MEMBER(p2m_move, __reserved, 36, 4);
+ABI_MEMBER(p2m_move, out_pages, 40, 8);
+ABI_MEMBER(p2m_move, out_busy, 48, 8);
+ABI_MEMBER(p2m_move, out_next_pfn, 56, 8);
+
+ABI_SIZE(p2m_evacuate, 48);
+ABI_MEMBER(p2m_evacuate, size, 0, 4);
+ABI_MEMBER(p2m_evacuate, flags, 4, 4);
+ABI_MEMBER(p2m_evacuate, start_mfn, 8, 8);
+ABI_MEMBER(p2m_evacuate, nr_frames, 16, 8);
+ABI_MEMBER(p2m_evacuate, out_pages, 24, 8);
+ABI_MEMBER(p2m_evacuate, out_busy, 32, 8);
+ABI_MEMBER(p2m_evacuate, out_next_mfn, 40, 8);
+
+ABI_SIZE(p2m_contiguous, 32);
+ABI_MEMBER(p2m_contiguous, size, 0, 4);
+ABI_MEMBER(p2m_contiguous, flags, 4, 4);
+ABI_MEMBER(p2m_contiguous, start_pfn, 8, 8);
+ABI_MEMBER(p2m_contiguous, order, 16, 4);
+ABI_MEMBER(p2m_contiguous, address_bits, 20, 4);
+ABI_MEMBER(p2m_contiguous, out_busy_pfn, 24, 8);
+
+ABI_SIZE(p2m_exchange, 48);
+ABI_MEMBER(p2m_exchange, size, 0, 4);
+ABI_MEMBER(p2m_exchange, flags, 4, 4);
+ABI_MEMBER(p2m_exchange, a_pfn, 8, 8);
+ABI_MEMBER(p2m_exchange, b_pfn, 16, 8);
+ABI_MEMBER(p2m_exchange, nr_pages, 24, 8);
+ABI_MEMBER(p2m_exchange, out_pages, 32, 8);
+ABI_MEMBER(p2m_exchange, out_busy, 40, 8);
+
+ABI_SIZE(p2m_audit, 88);
+ABI_MEMBER(p2m_audit, size, 0, 4);
+ABI_MEMBER(p2m_audit, flags, 4, 4);
+ABI_MEMBER(p2m_audit, out_frames, 8, 8);
+ABI_MEMBER(p2m_audit, out_pinned, 16, 8);
+ABI_MEMBER(p2m_audit, out_p2m_bad, 24, 8);
+ABI_MEMBER(p2m_audit, out_m2p_bad, 32, 8);
+ABI_MEMBER(p2m_audit, out_orphans, 40, 8);
+ABI_MEMBER(p2m_audit, out_refs_bad, 48, 8);
+ABI_MEMBER(p2m_audit, out_spaces_bad, 56, 8);
+ABI_MEMBER(p2m_audit, out_count_bad, 64, 8);
+ABI_MEMBER(p2m_audit, out_first_pfn, 72, 8);
+ABI_MEMBER(p2m_audit, out_first_mfn, 80, 8);
+#endif
 
 #endif /* P2M_ABI_LAYOUT_H */
