@@ -92,8 +92,8 @@ macro_rules! commands {
 
 commands! {
     p2m_info = P2M_CMD_INFO, 72, 0;
-    p2m_stat = P2M_CMD_STAT, 80, 0;
-    p2m_region_create = P2M_CMD_REGION_CREATE, 40, P2M_REGION_FIXED;
+    p2m_stat = P2M_CMD_STAT, 88, 0;
+    p2m_region_create = P2M_CMD_REGION_CREATE, 40, P2M_REGION_FIXED | P2M_REGION_ON_DEMAND;
     p2m_region_destroy = P2M_CMD_REGION_DESTROY, 16, 0;
     p2m_region_list = P2M_CMD_REGION_LIST, 40, 0;
     p2m_translate = P2M_CMD_TRANSLATE, 32, P2M_TRANSLATE_M2P;
@@ -106,6 +106,13 @@ commands! {
     p2m_space_walk = P2M_CMD_SPACE_WALK, 224, 0;
     p2m_space_dump = P2M_CMD_SPACE_DUMP, 48, 0;
     p2m_space_access = P2M_CMD_SPACE_ACCESS, 64, 0;
+    p2m_release = P2M_CMD_RELEASE, 40, 0;
+    p2m_populate = P2M_CMD_POPULATE, 40, 0;
+    p2m_move = P2M_CMD_MOVE, 64, 0;
+    p2m_evacuate = P2M_CMD_EVACUATE, 48, P2M_EVACUATE_KEEP_OUT | P2M_EVACUATE_READMIT;
+    p2m_contiguous = P2M_CMD_CONTIGUOUS, 32, 0;
+    p2m_exchange = P2M_CMD_EXCHANGE, 48, 0;
+    p2m_audit = P2M_CMD_AUDIT, 88, 0;
 }
 
 // What the header says and the pure part knows, too.

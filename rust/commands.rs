@@ -12,7 +12,8 @@ use crate::{
     domain::{
         self,
         Domain,
-        Place, //
+        Place,
+        Request, //
     },
     frames,
     pure::{
@@ -42,7 +43,7 @@ pub(crate) fn check_killed() -> Result {
 pub(crate) fn info(domain: &Domain, command: &mut abi::p2m_info) -> Result {
     command.out_abi_version = abi::P2M_ABI_VERSION;
     command.out_page_shift = PAGE_SHIFT;
-    command.out_features = u64::from(abi::P2M_FEATURE_TABLE_MMAP);
+    command.out_features = u64::from(abi::P2M_FEATURE_SPACES | abi::P2M_FEATURE_LIVE);
     command.out_policies = domain::POLICIES;
     command.out_max_pfn = Pfn::LIMIT;
     command.out_max_mfn = 0;
@@ -51,7 +52,8 @@ pub(crate) fn info(domain: &Domain, command: &mut abi::p2m_info) -> Result {
     command.out_max_regions = domain::max_regions();
     command.out_default_policy = domain::default_policy();
     if domain.sees_mfns() {
-        command.out_features |= u64::from(abi::P2M_FEATURE_MFN_VISIBLE);
+        command.out_features |=
+            u64::from(abi::P2M_FEATURE_MFN_VISIBLE | abi::P2M_FEATURE_TABLE_MMAP);
         command.out_max_mfn = frames::max_mfn();
     }
     Ok(())
@@ -77,7 +79,13 @@ pub(crate) fn region_create(domain: &Domain, command: &mut abi::p2m_region_creat
         // As long as the whole space it may be, wherever it will be.
         Place::Anywhere(abi::range(0, command.nr_pages)?.nr_pages())
     };
-    let range = domain.create(place, command.policy, command.seed)?;
+    let request = Request {
+        place,
+        flags: command.flags & !abi::P2M_REGION_FIXED,
+        policy: command.policy,
+        seed: command.seed,
+    };
+    let range = domain.create(&request)?;
     command.base_pfn = range.start().get();
     Ok(())
 }

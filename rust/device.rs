@@ -31,6 +31,7 @@ use crate::{
         ENTRY_SIZE, //
     },
     domain::Domain,
+    live_commands,
     space_commands,
     vma, //
 };
@@ -73,6 +74,13 @@ impl MiscDevice for Domain {
             p2m_space_change => space_commands::change,
             p2m_space_walk => space_commands::walk,
             p2m_space_dump => space_commands::dump,
+            p2m_release => live_commands::release,
+            p2m_populate => live_commands::populate,
+            p2m_move => live_commands::move_pages,
+            p2m_evacuate => live_commands::evacuate,
+            p2m_contiguous => live_commands::contiguous,
+            p2m_exchange => live_commands::exchange,
+            p2m_audit => live_commands::audit,
         })
     }
 

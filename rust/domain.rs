@@ -38,11 +38,13 @@ use crate::{
     frames::{
         self,
         Charge,
+        Filtered,
         Source, //
     },
     mapping::Mapping,
     pure::{
         entry::{
+            self,
             Entry,
             INVALID, //
         },
@@ -59,6 +61,7 @@ use crate::{
             Writer, //
         },
         policy::{
+            Exclusions,
             FrameError,
             FrameSource,
             Policy, //
@@ -71,6 +74,12 @@ use crate::{
         Spaces, //
     },
     store::Store, //
+};
+
+mod live;
+pub(crate) use live::{
+    Moved,
+    BATCH, //
 };
 
 /// Domains in the system.
@@ -99,6 +108,7 @@ const INSTALL_BATCH: usize = 512;
 /// A populated range of PFNs.
 struct Region {
     range: PfnRange,
+    flags: u32,
     policy: u32,
     seed: u64,
     /// What pays for the pages. [`None`] while they are being allocated: the region keeps its place
@@ -118,9 +128,16 @@ struct State {
     /// There never was a region, so a mapping creates one.
     is_fresh: bool,
     spaces: Spaces,
+    /// Machine frames that the domain keeps out of.
+    exclusions: Exclusions,
 }
 
 impl State {
+    /// Returns where frames for the domain come from.
+    fn source(&self) -> Filtered {
+        Filtered::new(self.exclusions)
+    }
+
     /// Returns whether a region has a PFN in `range`.
     fn is_taken(&self, range: PfnRange) -> bool {
         let overlaps = |(_, region): (&u64, &Region)| region.range.overlaps(range);
@@ -161,6 +178,16 @@ impl State {
         let last = self.regions.cursor_back();
         last.map_or(0, |last| last.current().1.range.end())
     }
+}
+
+/// What a region shall be.
+pub(crate) struct Request {
+    pub(crate) place: Place,
+    /// `P2M_REGION_*`
+    pub(crate) flags: u32,
+    /// `P2M_POLICY_*`
+    pub(crate) policy: u32,
+    pub(crate) seed: u64,
 }
 
 /// Where a region shall be.
@@ -216,6 +243,7 @@ impl Domain {
                     nr_pages: 0,
                     is_fresh: true,
                     spaces: Spaces::new(claims_writer),
+                    exclusions: Exclusions::new(),
                 }),
             }),
             GFP_KERNEL_ACCOUNT,
@@ -281,14 +309,10 @@ impl Domain {
     }
 
     /// Populates a range of PFNs, whole or not at all, and returns it.
-    pub(crate) fn create(&self, place: Place, policy: u32, seed: u64) -> Result<PfnRange> {
-        let nr_pages = match place {
-            Place::Anywhere(nr_pages) => nr_pages,
-            Place::Fixed(range) => range.nr_pages(),
-        };
-        let rule = rule(policy, seed)?;
-        let range = self.reserve(place, nr_pages, policy, seed)?;
-        let result = self.populate(range, rule);
+    pub(crate) fn create(&self, request: &Request) -> Result<PfnRange> {
+        let rule = rule(request.policy, request.seed)?;
+        let range = self.reserve(request)?;
+        let result = self.populate(range, rule, request.flags);
         if result.is_err() {
             self.state.lock().remove(range.start().get());
         }
@@ -300,7 +324,13 @@ impl Domain {
         if !self.state.lock().is_fresh {
             return Ok(());
         }
-        match self.create(Place::Fixed(range), default_policy(), 0) {
+        let request = Request {
+            place: Place::Fixed(range),
+            flags: 0,
+            policy: default_policy(),
+            seed: 0,
+        };
+        match self.create(&request) {
             // Somebody else was faster.
             Err(error) if error == EEXIST => Ok(()),
             result => result.map(|_| ()),
@@ -308,46 +338,49 @@ impl Domain {
     }
 
     /// Takes a place for a region that is to come.
-    fn reserve(&self, place: Place, nr_pages: u64, policy: u32, seed: u64) -> Result<PfnRange> {
+    fn reserve(&self, request: &Request) -> Result<PfnRange> {
         let node = RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?;
         let mut state = self.state.lock();
-        let range = match place {
+        let range = match request.place {
             Place::Fixed(range) if state.is_taken(range) => return Err(EEXIST),
             Place::Fixed(range) => range,
             Place::Anywhere(nr_pages) => state.find_hole(nr_pages)?,
         };
         // OVERFLOW: Both are below 2^31.
-        if state.nr_pages + nr_pages > max_pages() || state.nr_regions >= max_regions() {
+        if state.nr_pages + range.nr_pages() > max_pages() || state.nr_regions >= max_regions() {
             return Err(EDQUOT);
         }
         let region = Region {
             range,
-            policy,
-            seed,
+            flags: request.flags,
+            policy: request.policy,
+            seed: request.seed,
             charge: None,
         };
         state
             .regions
             .insert(node.into_node(range.start().get(), region));
         state.nr_regions += 1;
-        state.nr_pages += nr_pages;
+        state.nr_pages += range.nr_pages();
         Ok(range)
     }
 
     /// Gets frames for a reserved range and puts them there.
-    fn populate(&self, range: PfnRange, rule: Policy) -> Result {
+    fn populate(&self, range: PfnRange, rule: Policy, flags: u32) -> Result {
         let charge = Charge::new(range.nr_pages())?;
-        if !Source::has_room_for(range.nr_pages()) {
+        let nr_pages = match flags & abi::P2M_REGION_ON_DEMAND {
+            0 => range.nr_pages(),
+            _ => 0,
+        };
+        if !Source::has_room_for(nr_pages) {
             return Err(ENOMEM);
         }
-        let nr_pages = usize::try_from(range.nr_pages()).map_err(|_| ENOMEM)?;
+        let nr_pages = usize::try_from(nr_pages).map_err(|_| ENOMEM)?;
         let mut frames = KVVec::from_elem(Mfn::ZERO, nr_pages, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
-        rule.fill(&mut Source, &mut frames)
-            .map_err(|error| match error {
-                FrameError::NoMemory => ENOMEM,
-                FrameError::NoRun => EADDRNOTAVAIL,
-                FrameError::Interrupted => EINTR,
-            })?;
+        if nr_pages > 0 {
+            let mut source = self.state.lock().source();
+            rule.fill(&mut source, &mut frames)?;
+        }
 
         let mut state = self.state.lock();
         if let Err(error) = self.install(&mut state.writer, range, &frames) {
@@ -376,12 +409,7 @@ impl Domain {
             let views = self.mapping.lock();
             for (&mfn, pfn) in batch.iter().zip(&mut pfns) {
                 self.maps
-                    .set(writer, &self.store, &views, pfn, Entry::Present(mfn))
-                    .map_err(|error| match error {
-                        SetError::NoMemory => ENOMEM,
-                        // The page allocator doesn't hand out a frame that we have.
-                        SetError::Elsewhere(_) => EUCLEAN,
-                    })?;
+                    .set(writer, &self.store, &views, pfn, Entry::Present(mfn))?;
             }
         }
         Ok(())
@@ -407,7 +435,7 @@ impl Domain {
             _ => return Err(ENOENT),
         };
         // Tables would name frames that are somebody else's by then.
-        if self.claims.has_any(&self.store, range) || state.spaces.is_mapped(self, range) {
+        if self.is_used_by_space(&state, range) {
             return Err(EBUSY);
         }
         let region = state.remove(base).ok_or(ENOENT)?;
@@ -442,7 +470,7 @@ impl Domain {
                     nr_pages: region.range.nr_pages(),
                     seed: region.seed,
                     policy: region.policy,
-                    __reserved: 0,
+                    flags: region.flags,
                 };
                 // There is room, as has just been checked.
                 list.push_within_capacity(entry).map_err(|_| ENOMEM)?;
@@ -501,11 +529,32 @@ impl Domain {
         stat.out_pages = state.nr_pages;
         stat.out_p2m_tables = state.writer.nr_tables(Which::P2m);
         stat.out_m2p_tables = state.writer.nr_tables(Which::M2p);
+        stat.out_frames = state.writer.nr_frames();
         drop(state);
         stat.out_faults = self.nr_faults.load(Relaxed);
         stat.out_fault_pages = self.nr_fault_pages.load(Relaxed);
         stat.out_total_domains = nr_domains();
         stat.out_total_pages = frames::total();
+    }
+}
+
+impl From<SetError> for Error {
+    fn from(error: SetError) -> Self {
+        match error {
+            SetError::NoMemory => ENOMEM,
+            // The page allocator doesn't hand out a frame that we have.
+            SetError::Elsewhere(_) => EUCLEAN,
+        }
+    }
+}
+
+impl From<FrameError> for Error {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::NoMemory => ENOMEM,
+            FrameError::NoRun => EADDRNOTAVAIL,
+            FrameError::Interrupted => EINTR,
+        }
     }
 }
 
@@ -558,7 +607,7 @@ pub(crate) const POLICIES: u64 =
     1 << abi::P2M_POLICY_ANY | 1 << abi::P2M_POLICY_SCATTER | 1 << abi::P2M_POLICY_CONTIGUOUS;
 
 /// Returns the policy that a number and its seed stand for.
-fn rule(policy: u32, seed: u64) -> Result<Policy> {
+pub(crate) fn rule(policy: u32, seed: u64) -> Result<Policy> {
     let rule = match policy {
         abi::P2M_POLICY_SCATTER => return Ok(Policy::Scatter { seed }),
         abi::P2M_POLICY_ANY => Policy::Any,

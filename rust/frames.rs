@@ -2,7 +2,10 @@
 
 //! Machine frames: the one place where they come in and go out, and where they are counted.
 
-use core::ptr::NonNull;
+use core::ptr::{
+    self,
+    NonNull, //
+};
 
 use kernel::{
     bindings,
@@ -16,8 +19,15 @@ use kernel::{
 use crate::{
     ffi,
     pure::{
-        frame::Mfn,
-        policy::FrameSource,
+        frame::{
+            Mfn,
+            PAGE_SHIFT,
+            PAGE_SIZE, //
+        },
+        policy::{
+            Exclusions,
+            FrameSource, //
+        },
         table::Table, //
     }, //
 };
@@ -145,6 +155,83 @@ impl Source {
         unsafe { &*ffi::p2m_page_address(Self::page(mfn)).cast::<Table>() }
     }
 
+    /// Returns the first of `nr` frames that follow each other, from a zone.
+    fn alloc_run_in(&mut self, nr: usize, zone: bindings::gfp_t) -> Option<Mfn> {
+        let order = nr.checked_next_power_of_two()?.ilog2();
+        if order <= Self::MAX_ORDER {
+            let gfp = GFP_SINGLE | zone;
+            // SAFETY: It has no requirements in a context that may sleep.
+            let page = unsafe { bindings::alloc_pages(gfp, order) };
+            let first = Self::mfn(page)?;
+            if order > 0 {
+                // SAFETY: `page` is a block of that order, isn't compound and is only ours.
+                unsafe { bindings::split_page(page, order) };
+            }
+            for surplus in nr as u64..1 << order {
+                if let Some(mfn) = first.checked_add(surplus) {
+                    self.free(mfn);
+                }
+            }
+            return Some(first);
+        }
+        // The allocator can't charge such a run to the memory cgroup, and refuses to be asked.
+        let gfp = (GFP_SINGLE | zone) & !(1 << bindings::___GFP_ACCOUNT_BIT);
+        // SAFETY: They have no requirements in a context that may sleep. Without a mask all nodes
+        // are looked at, the nearest first.
+        let page = unsafe {
+            let nid = ffi::p2m_numa_mem_id();
+            bindings::alloc_contig_pages_noprof(nr as c_ulong, gfp, nid, core::ptr::null_mut())
+        };
+        Self::mfn(page)
+    }
+
+    /// Copies a frame.
+    ///
+    /// # Safety
+    ///
+    /// Both are ours, and nobody else reads or writes them.
+    pub(crate) unsafe fn copy(from: Mfn, to: Mfn) {
+        // SAFETY: Both are in the linear map. By the safety requirements of this function there are
+        // no other accesses. Different frames don't overlap.
+        unsafe {
+            let from = ffi::p2m_page_address(Self::page(from)).cast::<u8>();
+            let to = ffi::p2m_page_address(Self::page(to)).cast::<u8>();
+            ptr::copy_nonoverlapping(from, to, PAGE_SIZE);
+        }
+    }
+
+    /// Exchanges the contents of two frames, by way of a buffer as large as a page.
+    ///
+    /// # Safety
+    ///
+    /// Both are ours, and nobody else reads or writes them.
+    pub(crate) unsafe fn swap(a: Mfn, b: Mfn, buffer: &mut [u8]) {
+        let Some(buffer) = buffer.get_mut(..PAGE_SIZE) else {
+            return;
+        };
+        // SAFETY: As in `copy()`. The buffer has the size of a page.
+        unsafe {
+            let at_a = ffi::p2m_page_address(Self::page(a)).cast::<u8>();
+            ptr::copy_nonoverlapping(at_a, buffer.as_mut_ptr(), PAGE_SIZE);
+            Self::copy(b, a);
+            let at_b = ffi::p2m_page_address(Self::page(b)).cast::<u8>();
+            ptr::copy_nonoverlapping(buffer.as_ptr(), at_b, PAGE_SIZE);
+        }
+    }
+
+    /// Returns who has references to a frame.
+    pub(crate) fn references(mfn: Mfn) -> References {
+        // SAFETY: There is a page for every frame that came from the page allocator.
+        let (nr_all, nr_mapped) = unsafe {
+            let page = Self::page(mfn);
+            (ffi::p2m_page_count(page), ffi::p2m_page_mapcount(page))
+        };
+        References {
+            // OVERFLOW: Both are not negative.
+            nr_unknown: nr_all - 1 - nr_mapped,
+        }
+    }
+
     /// Returns whether nobody but the domain has a reference to a frame.
     pub(crate) fn is_exclusive(mfn: Mfn) -> bool {
         // SAFETY: There is a page for every frame that came from the page allocator.
@@ -159,6 +246,12 @@ impl Source {
         // SAFETY: `page` is a valid page.
         Mfn::new(unsafe { ffi::p2m_page_to_pfn(page) as u64 })
     }
+}
+
+/// Who has references to a frame, at one moment.
+pub(crate) struct References {
+    /// References besides the domain's own and those of mappings.
+    pub(crate) nr_unknown: c_int,
 }
 
 impl FrameSource for Source {
@@ -176,32 +269,7 @@ impl FrameSource for Source {
     }
 
     fn alloc_run(&mut self, nr: usize) -> Option<Mfn> {
-        let order = nr.checked_next_power_of_two()?.ilog2();
-        if order <= Self::MAX_ORDER {
-            let gfp = GFP_SINGLE;
-            // SAFETY: It has no requirements in a context that may sleep.
-            let page = unsafe { bindings::alloc_pages(gfp, order) };
-            let first = Self::mfn(page)?;
-            if order > 0 {
-                // SAFETY: `page` is a block of that order, isn't compound and is only ours.
-                unsafe { bindings::split_page(page, order) };
-            }
-            for surplus in nr as u64..1 << order {
-                if let Some(mfn) = first.checked_add(surplus) {
-                    self.free(mfn);
-                }
-            }
-            return Some(first);
-        }
-        // The allocator can't charge such a run to the memory cgroup, and refuses to be asked.
-        let gfp = GFP_SINGLE & !(1 << bindings::___GFP_ACCOUNT_BIT);
-        // SAFETY: They have no requirements in a context that may sleep. Without a mask all nodes
-        // are looked at, the nearest first.
-        let page = unsafe {
-            let nid = ffi::p2m_numa_mem_id();
-            bindings::alloc_contig_pages_noprof(nr as c_ulong, gfp, nid, core::ptr::null_mut())
-        };
-        Self::mfn(page)
+        self.alloc_run_in(nr, 0)
     }
 
     fn free(&mut self, mfn: Mfn) {
@@ -215,6 +283,93 @@ impl FrameSource for Source {
         unsafe {
             ffi::p2m_cond_resched();
             ffi::p2m_fatal_signal_pending()
+        }
+    }
+}
+
+/// The page allocator, without what a domain keeps out of.
+pub(crate) struct Filtered {
+    exclusions: Exclusions,
+    /// Blocks that were refused, by their order. They are kept until the end, as they would come
+    /// again at once.
+    refused: KVec<(Mfn, u32)>,
+}
+
+impl Filtered {
+    /// Makes a source that keeps out of the exclusions.
+    pub(crate) fn new(exclusions: Exclusions) -> Self {
+        Self {
+            exclusions,
+            refused: KVec::new(),
+        }
+    }
+
+    /// Returns the first of `nr` frames that follow each other, all of which are below `limit`.
+    pub(crate) fn alloc_run_below(&mut self, nr: usize, limit: u64) -> Option<Mfn> {
+        // What a zone promises (Documentation/mm/physical_memory.rst), if it's enough.
+        const DMA_END: u64 = 1 << (24 - PAGE_SHIFT);
+        const DMA32_END: u64 = 1 << (32 - PAGE_SHIFT);
+        let zone = match limit {
+            DMA_END..DMA32_END => 1 << bindings::___GFP_DMA_BIT,
+            DMA32_END.. if limit < max_mfn() => 1 << bindings::___GFP_DMA32_BIT,
+            _ => 0,
+        };
+        let first = Source.alloc_run_in(nr, zone)?;
+        // OVERFLOW: An MFN is below `Mfn::LIMIT`, and so is the end of a run.
+        let end = first.get() + nr as u64;
+        if end <= limit && !self.exclusions.has_any(first, nr as u64) {
+            return Some(first);
+        }
+        for index in 0..nr as u64 {
+            if let Some(mfn) = first.checked_add(index) {
+                Source.free(mfn);
+            }
+        }
+        None
+    }
+}
+
+impl FrameSource for Filtered {
+    const MAX_ORDER: u32 = Source::MAX_ORDER;
+
+    fn alloc(&mut self, order: u32) -> Option<Mfn> {
+        loop {
+            let first = Source.alloc(order)?;
+            if !self.exclusions.has_any(first, 1 << order) {
+                return Some(first);
+            }
+            if self.refused.push((first, order), GFP_KERNEL).is_err() || self.is_interrupted() {
+                free_block(first, order);
+                return None;
+            }
+        }
+    }
+
+    fn alloc_run(&mut self, nr: usize) -> Option<Mfn> {
+        self.alloc_run_below(nr, u64::MAX)
+    }
+
+    fn free(&mut self, mfn: Mfn) {
+        Source.free(mfn);
+    }
+
+    fn is_interrupted(&self) -> bool {
+        Source.is_interrupted()
+    }
+}
+
+fn free_block(first: Mfn, order: u32) {
+    for index in 0..1 << order {
+        if let Some(mfn) = first.checked_add(index) {
+            Source.free(mfn);
+        }
+    }
+}
+
+impl Drop for Filtered {
+    fn drop(&mut self) {
+        for &(first, order) in &self.refused {
+            free_block(first, order);
         }
     }
 }

@@ -36,6 +36,11 @@ int p2m_page_count(const struct page *page)
 	return page_count(page);
 }
 
+int p2m_page_mapcount(struct page *page)
+{
+	return folio_mapcount(page_folio(page));
+}
+
 /* max_pfn is not exported. */
 unsigned long p2m_max_pfn(void)
 {

@@ -17,6 +17,7 @@ unsigned long p2m_page_to_pfn(const struct page *page);
 struct page *p2m_pfn_to_page(unsigned long pfn);
 void *p2m_page_address(struct page *page);
 int p2m_page_count(const struct page *page);
+int p2m_page_mapcount(struct page *page);
 unsigned long p2m_max_pfn(void);
 unsigned long p2m_totalram_pages(void);
 int p2m_numa_mem_id(void);

@@ -37,6 +37,7 @@ mod device;
 mod domain;
 mod ffi;
 mod frames;
+mod live_commands;
 mod mapping;
 #[forbid(unsafe_code)]
 pub mod pure;

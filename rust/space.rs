@@ -123,6 +123,14 @@ impl Claims {
         self.pages.load(store, number) == claim::PROTECTED
     }
 
+    /// Returns whether a page is a table.
+    pub(crate) fn is_table(&self, store: &Store, number: u64) -> bool {
+        matches!(
+            self.pages.load(store, number),
+            claim::TABLE | claim::PROTECTED
+        )
+    }
+
     /// Returns whether a page of a range belongs to a pool.
     pub(crate) fn has_any(&self, store: &Store, range: PfnRange) -> bool {
         let mut next = range.start().get();
@@ -262,6 +270,42 @@ impl Spaces {
             }
             false
         })
+    }
+
+    /// Has no leaf of a space name a frame of a range until [`resume()`](Self::resume).
+    pub(crate) fn suspend(&mut self, domain: &Domain, range: PfnRange) -> Result {
+        let host = Host::new(domain);
+        for owned in self.list.values_mut() {
+            let (space, mut pool) = owned.parts(&host);
+            space.suspend(&host, &mut pool, range)?;
+        }
+        Ok(())
+    }
+
+    /// Has the leaves of all spaces name the frames that their pages have now.
+    pub(crate) fn resume(&mut self, domain: &Domain) {
+        let host = Host::new(domain);
+        for owned in self.list.values_mut() {
+            let (space, mut pool) = owned.parts(&host);
+            space.resume(&host, &mut pool);
+        }
+    }
+
+    /// Returns how many entries of spaces name a frame that the domain doesn't know.
+    pub(crate) fn audit(&mut self, domain: &Domain) -> u64 {
+        let host = Host::new(domain);
+        let mut nr_bad = 0;
+        for owned in self.list.values() {
+            let space = &owned.space;
+            let end = space.format().nr_pages();
+            let mut page = 0;
+            while let Some(leaf) = space.next_leaf(&host, page, end) {
+                nr_bad += u64::from(leaf.raw & pv::bits::PRESENT != 0 && !leaf.is_present());
+                // OVERFLOW: A leaf is in the address space.
+                page = leaf.start + leaf.nr_pages();
+            }
+        }
+        nr_bad
     }
 
     /// Makes the pages of a pool known.

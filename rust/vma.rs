@@ -132,6 +132,14 @@ impl<'a> Fault<'a> {
         vma.flags() & flags::WRITE != 0
     }
 
+    /// Takes a page for the PFN that was touched, where that is what a touch does.
+    fn populate(&self) -> Result {
+        let pfn = Pfn::new(self.pgoff).ok_or(EFAULT)?;
+        // Nobody is to be killed for a page that isn't there.
+        let populated = self.domain.populate_on_touch(pfn);
+        populated.map_err(|_| EFAULT)
+    }
+
     /// Returns how many pages from the faulting one on are in the mapping and in the same page table.
     fn nr_pages_in_table(&self) -> usize {
         // SAFETY: The VMA is locked for reading during a fault.
@@ -188,8 +196,8 @@ unsafe extern "C" fn memory_fault(vmf: *mut bindings::vm_fault) -> bindings::vm_
     let mut pages = [ptr::null_mut(); BATCH];
     let mut done = 0;
 
-    let guard = domain.mapping().lock_shared();
     let nr_pages = fault.nr_pages_in_table();
+    let mut guard = domain.mapping().lock_shared();
     let result = loop {
         let batch = pages.len().min(nr_pages - done);
         let start = fault.pgoff + done as u64;
@@ -205,12 +213,20 @@ unsafe extern "C" fn memory_fault(vmf: *mut bindings::vm_fault) -> bindings::vm_
             *page = Source::page(mfn);
             found += 1;
         }
+        if found == 0 && done == 0 {
+            drop(guard);
+            if let Err(error) = fault.populate() {
+                break Err(error);
+            }
+            guard = domain.mapping().lock_shared();
+            continue;
+        }
         let address = fault.address + (done << PAGE_SHIFT);
         let Some(pages) = pages.get_mut(..found) else {
             break Err(EFAULT);
         };
         if pages.is_empty() {
-            break if done == 0 { Err(EFAULT) } else { Ok(()) };
+            break Ok(());
         }
         // SAFETY: The pages are frames of the domain. They are until `guard` is dropped.
         let (nr, result) = unsafe { fault.insert(address, pages) };
@@ -220,8 +236,6 @@ unsafe extern "C" fn memory_fault(vmf: *mut bindings::vm_fault) -> bindings::vm_
             break if done == 0 { result } else { Ok(()) };
         }
     };
-    drop(guard);
-
     if result.is_ok() {
         domain.count_fault(done as u64);
     }

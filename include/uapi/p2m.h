@@ -78,6 +78,13 @@
 #define P2M_CMD_SPACE_WALK 0x8c
 #define P2M_CMD_SPACE_DUMP 0x8d
 #define P2M_CMD_SPACE_ACCESS 0x8e
+#define P2M_CMD_RELEASE 0x8f
+#define P2M_CMD_POPULATE 0x90
+#define P2M_CMD_MOVE 0x91
+#define P2M_CMD_EVACUATE 0x92
+#define P2M_CMD_CONTIGUOUS 0x93
+#define P2M_CMD_EXCHANGE 0x94
+#define P2M_CMD_AUDIT 0x95
 
 /**
  * DOC: entries
@@ -120,6 +127,9 @@
  *   PFN names the MFN again. The offset is out of reach for the mmap2() of
  *   32-bit programs, which use P2M_CMD_TRANSLATE.
  *
+ * Where there is no table yet, the views show P2M_ENTRY_INVALID. Touching the M2P
+ * beyond the last frame of the machine is SIGBUS.
+ *
  * read() and pread() see the P2M as a file of entries: the entry of PFN n is at
  * offset 8 * n. Offset and length must be multiples of 8. The file ends behind
  * the highest region.
@@ -155,9 +165,10 @@ struct p2m_header {
 
 /* Bits of p2m_info.out_features. */
 #define P2M_FEATURE_MFN_VISIBLE (1ULL << 0) /* this opener sees MFNs */
-#define P2M_FEATURE_TABLE_MMAP (1ULL << 1) /* P2M_OFFSET_* views */
+#define P2M_FEATURE_TABLE_MMAP (1ULL << 1) /* it can map P2M and M2P */
 #define P2M_FEATURE_SPACES (1ULL << 2) /* P2M_SPACE_* */
 #define P2M_FEATURE_CPU_ACCESS (1ULL << 3) /* P2M_SPACE_ACCESS works here */
+#define P2M_FEATURE_LIVE (1ULL << 4) /* P2M_RELEASE .. P2M_AUDIT */
 
 /**
  * struct p2m_info - ioctl(P2M_INFO)
@@ -206,6 +217,8 @@ struct p2m_info {
  * @out_fault_pages: Pages mapped by them.
  * @out_total_domains: Domains in the system.
  * @out_total_pages: Pages of all domains.
+ * @out_frames: Machine frames that this domain has: @out_pages less those that
+ *              were released or not touched yet.
  */
 struct p2m_stat {
 	__u32 size;
@@ -219,6 +232,7 @@ struct p2m_stat {
 	__aligned_u64 out_fault_pages;
 	__aligned_u64 out_total_domains;
 	__aligned_u64 out_total_pages;
+	__aligned_u64 out_frames;
 };
 #define P2M_STAT _IO(P2M_IOCTL_TYPE, P2M_CMD_STAT)
 
@@ -232,6 +246,7 @@ struct p2m_stat {
 
 /* Bits of p2m_region_create.flags. */
 #define P2M_REGION_FIXED (1U << 0) /* @base_pfn is where the region must be */
+#define P2M_REGION_ON_DEMAND (1U << 1) /* pages come when they are touched */
 
 /**
  * struct p2m_region_create - ioctl(P2M_REGION_CREATE)
@@ -246,6 +261,10 @@ struct p2m_stat {
  *            on input. On success the first PFN of the region.
  *
  * Populates a range of PFNs with zeroed pages. It happens whole or not at all.
+ *
+ * A region with P2M_REGION_ON_DEMAND is empty at first. A page is taken when it
+ * is touched through a mapping, or by P2M_POPULATE. Limits and RLIMIT_MEMLOCK
+ * count the whole region all the same, so that a touch doesn't fail for them.
  *
  *  - EEXIST: P2M_REGION_FIXED, and a region is there already.
  *  - ENOSPC: no hole of this size is left in the domain.
@@ -287,14 +306,14 @@ struct p2m_region_destroy {
  * @nr_pages: Number of pages.
  * @seed: The seed given at its creation.
  * @policy: The policy given at its creation.
- * @__reserved: 0.
+ * @flags: The flags given at its creation.
  */
 struct p2m_region {
 	__aligned_u64 base_pfn;
 	__aligned_u64 nr_pages;
 	__aligned_u64 seed;
 	__u32 policy;
-	__u32 __reserved;
+	__u32 flags;
 };
 
 /**
@@ -349,7 +368,8 @@ struct p2m_translate {
  * @pfn: First PFN.
  * @nr_pages: Number of pages.
  * @entry: P2M entry of the first PFN. That of PFN @pfn + n is @entry + n, or
- *         P2M_ENTRY_INVALID for all of the run.
+ *         P2M_ENTRY_INVALID for all of the run. For an opener without
+ *         CAP_SYS_ADMIN the MFN reads as 0; where runs begin and end is the same.
  */
 struct p2m_run {
 	__aligned_u64 pfn;
@@ -707,5 +727,224 @@ struct p2m_space_access {
 	__u32 __reserved;
 };
 #define P2M_SPACE_ACCESS _IO(P2M_IOCTL_TYPE, P2M_CMD_SPACE_ACCESS)
+
+/**
+ * DOC: a live P2M
+ *
+ * The machine frames under a domain change while it is mapped and in use. Its
+ * pages keep their PFNs and, unless they are released, their contents; whoever
+ * touches a page meanwhile waits for a moment. Spaces keep up.
+ *
+ * The commands work through their range in batches. A batch is done whole or not
+ * at all, and between batches a fatal signal ends the command with EINTR.
+ * out_next_pfn says how far it got: everything before it is done.
+ *
+ * A page that is pinned by somebody else (for DMA or direct I/O, or as a table of
+ * a space) can't get another frame. It is counted as busy and left alone.
+ */
+
+/**
+ * struct p2m_release - ioctl(P2M_RELEASE)
+ * @size: sizeof(struct p2m_release).
+ * @flags: Must be 0.
+ * @start_pfn: First PFN.
+ * @nr_pages: Number of pages, not 0.
+ * @out_pages: How many pages were released.
+ * @out_next_pfn: All PFNs of the range before this one are done.
+ *
+ * Gives pages of regions back to the kernel, as a balloon does. Touching one is
+ * SIGBUS until it is populated again or, in a region with P2M_REGION_ON_DEMAND,
+ * takes a new one. Pages that aren't there are passed over. A frame that
+ * somebody else pinned goes when it's unpinned.
+ *
+ *  - ENOENT: a PFN of the range is in no region.
+ *  - EBUSY: a space maps a page of the range, or has a table there.
+ */
+struct p2m_release {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 start_pfn;
+	__aligned_u64 nr_pages;
+	__aligned_u64 out_pages;
+	__aligned_u64 out_next_pfn;
+};
+#define P2M_RELEASE _IO(P2M_IOCTL_TYPE, P2M_CMD_RELEASE)
+
+/**
+ * struct p2m_populate - ioctl(P2M_POPULATE)
+ * @size: sizeof(struct p2m_populate).
+ * @flags: Must be 0.
+ * @start_pfn: First PFN.
+ * @nr_pages: Number of pages, not 0.
+ * @out_pages: How many pages were populated.
+ * @out_next_pfn: All PFNs of the range before this one are done.
+ *
+ * Takes zeroed pages for PFNs of regions that have none, by the policy of the
+ * region. In a contiguous region they come from anywhere.
+ *
+ *  - ENOENT: a PFN of the range is in no region.
+ *  - EADDRNOTAVAIL: there is memory, but no frames that satisfy the policy.
+ */
+struct p2m_populate {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 start_pfn;
+	__aligned_u64 nr_pages;
+	__aligned_u64 out_pages;
+	__aligned_u64 out_next_pfn;
+};
+#define P2M_POPULATE _IO(P2M_IOCTL_TYPE, P2M_CMD_POPULATE)
+
+/**
+ * struct p2m_move - ioctl(P2M_MOVE)
+ * @size: sizeof(struct p2m_move).
+ * @flags: Must be 0.
+ * @start_pfn: First PFN.
+ * @nr_pages: Number of pages, not 0.
+ * @seed: For P2M_POLICY_SCATTER. Must be 0 for other policies.
+ * @policy: P2M_POLICY_ANY or P2M_POLICY_SCATTER.
+ * @__reserved: Must be 0.
+ * @out_pages: How many pages were moved.
+ * @out_busy: How many pages were left alone.
+ * @out_next_pfn: All PFNs of the range before this one are done.
+ *
+ * Gives pages other frames, with the same contents. PFNs without a page are
+ * passed over.
+ */
+struct p2m_move {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 start_pfn;
+	__aligned_u64 nr_pages;
+	__aligned_u64 seed;
+	__u32 policy;
+	__u32 __reserved;
+	__aligned_u64 out_pages;
+	__aligned_u64 out_busy;
+	__aligned_u64 out_next_pfn;
+};
+#define P2M_MOVE _IO(P2M_IOCTL_TYPE, P2M_CMD_MOVE)
+
+/* Bits of p2m_evacuate.flags. */
+#define P2M_EVACUATE_KEEP_OUT (1U << 0) /* take no frame from there again */
+#define P2M_EVACUATE_READMIT (1U << 1) /* only undo P2M_EVACUATE_KEEP_OUT */
+
+/**
+ * struct p2m_evacuate - ioctl(P2M_EVACUATE)
+ * @size: sizeof(struct p2m_evacuate).
+ * @flags: P2M_EVACUATE_* bits.
+ * @start_mfn: First machine frame.
+ * @nr_frames: Number of machine frames, not 0.
+ * @out_pages: How many pages were moved.
+ * @out_busy: How many pages were left alone.
+ * @out_next_mfn: All frames of the range before this one are done.
+ *
+ * Moves the domain's pages out of a range of machine frames. Needs an opener with
+ * CAP_SYS_ADMIN. A domain can keep out of 16 ranges at one time; a range is
+ * readmitted exactly as it was excluded.
+ *
+ *  - ENOENT: P2M_EVACUATE_READMIT, and the range isn't excluded.
+ *  - EDQUOT: too many ranges.
+ */
+struct p2m_evacuate {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 start_mfn;
+	__aligned_u64 nr_frames;
+	__aligned_u64 out_pages;
+	__aligned_u64 out_busy;
+	__aligned_u64 out_next_mfn;
+};
+#define P2M_EVACUATE _IO(P2M_IOCTL_TYPE, P2M_CMD_EVACUATE)
+
+/**
+ * struct p2m_contiguous - ioctl(P2M_CONTIGUOUS)
+ * @size: sizeof(struct p2m_contiguous).
+ * @flags: Must be 0.
+ * @start_pfn: First PFN.
+ * @order: log2 of the number of pages, at most 18.
+ * @address_bits: All machine addresses shall have at most so many bits. 0 for any
+ *                number of them.
+ * @out_busy_pfn: After EBUSY the first page that can't be moved.
+ *
+ * Gives pages frames that follow each other, with the same contents; the first
+ * one is aligned to their number. After an error the pages have the very frames
+ * that they had. P2M_MOVE with P2M_POLICY_SCATTER is the inverse.
+ *
+ *  - EFAULT: a page of the range isn't populated.
+ *  - EBUSY: a page of the range can't be moved.
+ *  - EADDRNOTAVAIL: there is no such run of frames.
+ */
+struct p2m_contiguous {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 start_pfn;
+	__u32 order;
+	__u32 address_bits;
+	__aligned_u64 out_busy_pfn;
+};
+#define P2M_CONTIGUOUS _IO(P2M_IOCTL_TYPE, P2M_CMD_CONTIGUOUS)
+
+/**
+ * struct p2m_exchange - ioctl(P2M_EXCHANGE)
+ * @size: sizeof(struct p2m_exchange).
+ * @flags: Must be 0.
+ * @a_pfn: First PFN of a range.
+ * @b_pfn: First PFN of another range.
+ * @nr_pages: Number of pages, not 0.
+ * @out_pages: How many pairs of pages exchanged their frames.
+ * @out_busy: How many pairs were left alone.
+ *
+ * Has pages exchange their frames. Their contents stay where they were.
+ *
+ *  - EINVAL: the ranges have a page in common.
+ *  - EFAULT: a page of the ranges isn't populated.
+ */
+struct p2m_exchange {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 a_pfn;
+	__aligned_u64 b_pfn;
+	__aligned_u64 nr_pages;
+	__aligned_u64 out_pages;
+	__aligned_u64 out_busy;
+};
+#define P2M_EXCHANGE _IO(P2M_IOCTL_TYPE, P2M_CMD_EXCHANGE)
+
+/**
+ * struct p2m_audit - ioctl(P2M_AUDIT)
+ * @size: sizeof(struct p2m_audit).
+ * @flags: Must be 0.
+ * @out_frames: PFNs with a frame of the domain.
+ * @out_pinned: Frames that somebody else has a reference to, besides mappings.
+ * @out_p2m_bad: PFNs at the frame of which the M2P doesn't have the PFN.
+ * @out_m2p_bad: Frames at the PFN of which the P2M doesn't have the frame.
+ * @out_orphans: PFNs with a frame, but in no region.
+ * @out_refs_bad: Frames with fewer references than the domain and mappings have.
+ * @out_spaces_bad: Entries of spaces that name a frame which the domain doesn't
+ *                  know.
+ * @out_count_bad: 1 if the domain counts another number of frames.
+ * @out_first_pfn: The first PFN with something wrong, or P2M_ENTRY_INVALID.
+ * @out_first_mfn: The first frame with something wrong, or P2M_ENTRY_INVALID. 0
+ *                 for an opener without CAP_SYS_ADMIN.
+ *
+ * Checks all of the domain, and changes nothing. Nothing is wrong if all members
+ * with _bad in their names, and @out_orphans, are 0.
+ */
+struct p2m_audit {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 out_frames;
+	__aligned_u64 out_pinned;
+	__aligned_u64 out_p2m_bad;
+	__aligned_u64 out_m2p_bad;
+	__aligned_u64 out_orphans;
+	__aligned_u64 out_refs_bad;
+	__aligned_u64 out_spaces_bad;
+	__aligned_u64 out_count_bad;
+	__aligned_u64 out_first_pfn;
+	__aligned_u64 out_first_mfn;
+};
+#define P2M_AUDIT _IO(P2M_IOCTL_TYPE, P2M_CMD_AUDIT)
 
 #endif /* _UAPI_P2M_H */

@@ -9,7 +9,7 @@
 use super::entry::{Entry, INVALID};
 use super::frame::{Mfn, Pfn, PfnRange};
 use super::sparse::{self, Sparse, Watch};
-use super::table::{NoMemory, TableId, TableStore};
+use super::table::{NoMemory, TableId, TableStore, TABLE_WORDS};
 
 /// Words of the header table, in the order of `struct p2m_header`.
 pub mod header {
@@ -40,6 +40,9 @@ pub trait Views {
     ///
     /// It is called while the generation is odd. When it returns, nobody sees the old leaf.
     fn leaf_replaced(&self, which: Which, index: u64);
+
+    /// There is something else at a PFN now.
+    fn changed(&self, _pfn: Pfn, _old: Entry, _new: Entry) {}
 }
 
 /// Nobody looks from outside.
@@ -86,6 +89,7 @@ impl<S: TableStore, V: Views> Watch for Generation<'_, S, V> {
 pub struct Writer {
     p2m: sparse::Writer,
     m2p: sparse::Writer,
+    nr_frames: u64,
 }
 
 impl Writer {
@@ -96,6 +100,27 @@ impl Writer {
             Which::M2p => self.m2p.nr_tables(),
         }
     }
+
+    /// Returns the number of frames of the domain.
+    pub fn nr_frames(&self) -> u64 {
+        self.nr_frames
+    }
+
+    /// Counts a frame that comes and one that goes, as far as they are the domain's.
+    fn count(&mut self, old: Entry, new: Entry) {
+        // OVERFLOW: There are far fewer than 2^64 frames, and one that goes was counted before.
+        self.nr_frames += u64::from(new.owned().is_some());
+        self.nr_frames -= u64::from(old.owned().is_some());
+    }
+}
+
+/// What an audit finds wrong. The names are those of Xen's `audit_p2m()`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// The M2P doesn't have this PFN at the frame that the P2M has there.
+    BadP2m(u64),
+    /// The P2M doesn't have this MFN at the PFN that the M2P has there.
+    BadM2p(u64),
 }
 
 /// Why an entry can't be set.
@@ -136,6 +161,7 @@ impl Maps {
         let writer = Writer {
             p2m: p2m_writer,
             m2p: m2p_writer,
+            nr_frames: 0,
         };
         Ok((maps, writer))
     }
@@ -252,7 +278,82 @@ impl Maps {
             self.prune_m2p(writer, store, views, mfn, mfn);
         }
         stored?;
+        writer.count(old, entry);
+        views.changed(pfn, old, entry);
         Ok(old)
+    }
+
+    /// Makes the tables that [`replace()`](Self::replace) needs for frames from `first` to `last`,
+    /// until they are [pruned](Self::prune_frames).
+    pub fn reserve_frames<S: TableStore, V: Views>(
+        &self,
+        writer: &mut Writer,
+        store: &S,
+        views: &V,
+        (first, last): (Mfn, Mfn),
+    ) -> Result<(), NoMemory> {
+        let watch = self.watch(store, views, Which::M2p);
+        let mut number = first.get();
+        while number <= last.get() {
+            let reserved = self.m2p.reserve(&mut writer.m2p, store, &watch, number);
+            if reserved.is_err() {
+                self.prune_m2p(writer, store, views, first, last);
+                return reserved;
+            }
+            // The first one that has another table.
+            number = (number | (TABLE_WORDS as u64 - 1)) + 1;
+        }
+        Ok(())
+    }
+
+    /// Puts a frame for which there is a table in the place of another one. It can't fail, and
+    /// returns the old one, if there was one to be replaced.
+    pub fn replace<S: TableStore, V: Views>(
+        &self,
+        _: &mut Writer,
+        store: &S,
+        views: &V,
+        pfn: Pfn,
+        mfn: Mfn,
+    ) -> Option<Mfn> {
+        let old = self.lookup(store, pfn);
+        let old_mfn = old.owned()?;
+        let new = Entry::Present(mfn);
+        self.m2p.replace(store, mfn.get(), pfn.get());
+        self.p2m.replace(store, pfn.get(), new.raw());
+        self.m2p.replace(store, old_mfn.get(), INVALID);
+        views.changed(pfn, old, new);
+        Some(old_mfn)
+    }
+
+    /// Gives back tables for frames from `first` to `last` that hold nothing any more.
+    pub fn prune_frames<S: TableStore, V: Views>(
+        &self,
+        writer: &mut Writer,
+        store: &S,
+        views: &V,
+        (first, last): (Mfn, Mfn),
+    ) {
+        self.prune_m2p(writer, store, views, first, last);
+    }
+
+    /// Exchanges what is at two PFNs. It needs no table, so it can't fail.
+    pub fn exchange<S: TableStore, V: Views>(
+        &self,
+        _: &mut Writer,
+        store: &S,
+        views: &V,
+        (a, b): (Pfn, Pfn),
+    ) {
+        let (at_a, at_b) = (self.lookup(store, a), self.lookup(store, b));
+        for (pfn, old, new) in [(a, at_a, at_b), (b, at_b, at_a)] {
+            // Both maps have leaves for what is there. What isn't backed is not in a map at all.
+            self.p2m.replace(store, pfn.get(), new.raw());
+            if let Some(mfn) = new.owned() {
+                self.m2p.replace(store, mfn.get(), pfn.get());
+            }
+            views.changed(pfn, old, new);
+        }
     }
 
     /// Takes a frame out of the M2P.
@@ -298,6 +399,8 @@ impl Maps {
             let _ = self
                 .p2m
                 .store(&mut writer.p2m, store, &watch, pfn.get(), INVALID);
+            writer.count(entry, Entry::Invalid);
+            views.changed(pfn, entry, Entry::Invalid);
             if let Some(mfn) = entry.owned() {
                 self.forget(writer, store, views, mfn);
                 let (first, last) = span.unwrap_or((mfn, mfn));
@@ -313,6 +416,56 @@ impl Maps {
         let last = range.end() - 1;
         self.p2m
             .prune(&mut writer.p2m, store, &watch, range.start().get(), last);
+    }
+
+    /// Returns the first frame of the domain from `mfn` on and below `end`, and where it is.
+    pub fn next_frame<S: TableStore>(&self, store: &S, mfn: Mfn, end: u64) -> Option<(Mfn, Pfn)> {
+        let mut number = mfn.get();
+        loop {
+            number = self.m2p.next_leaf(store, number)?;
+            if number >= end {
+                return None;
+            }
+            let mfn = Mfn::new(number)?;
+            if let Some(pfn) = self.mfn_to_pfn(store, mfn) {
+                return Some((mfn, pfn));
+            }
+            // OVERFLOW: An MFN is below `Mfn::LIMIT`.
+            number += 1;
+        }
+    }
+
+    /// Checks that the maps are inverse to each other, and passes what is wrong to `report`. It
+    /// changes nothing. Writers are excluded.
+    ///
+    /// Returns how many PFNs have a frame of the domain.
+    pub fn audit<S: TableStore>(&self, store: &S, mut report: impl FnMut(Finding)) -> u64 {
+        let mut nr_frames = 0;
+        let mut next = self.p2m.next_leaf(store, 0);
+        while let Some(number) = next {
+            let Some(pfn) = Pfn::new(number) else {
+                report(Finding::BadP2m(number));
+                break;
+            };
+            if let Some(mfn) = self.lookup(store, pfn).owned() {
+                nr_frames += 1;
+                if self.m2p.load(store, mfn.get()) != number {
+                    report(Finding::BadP2m(number));
+                }
+            }
+            next = self.p2m.next_leaf(store, number + 1);
+        }
+        let mut next = self.m2p.next_leaf(store, 0);
+        while let Some(number) = next {
+            let word = self.m2p.load(store, number);
+            let there = Pfn::new(word).map(|pfn| self.lookup(store, pfn));
+            let mfn = there.and_then(Entry::owned);
+            if word != INVALID && mfn.map(Mfn::get) != Some(number) {
+                report(Finding::BadM2p(number));
+            }
+            next = self.m2p.next_leaf(store, number + 1);
+        }
+        nr_frames
     }
 
     /// Frees all tables. Frames that are still in the maps are the caller's affair.

@@ -39,6 +39,140 @@ pub enum Policy {
     Contiguous,
 }
 
+/// How many ranges can be excluded at one time.
+pub const MAX_EXCLUSIONS: usize = 16;
+
+/// Ranges of machine frames that are kept out of.
+#[derive(Clone, Copy, Debug)]
+pub struct Exclusions {
+    /// First frame, and first frame behind. Unused ones are empty.
+    ranges: [(u64, u64); MAX_EXCLUSIONS],
+}
+
+impl Default for Exclusions {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Exclusions {
+    /// Makes a set without ranges.
+    pub const fn new() -> Self {
+        Self {
+            ranges: [(0, 0); MAX_EXCLUSIONS],
+        }
+    }
+
+    fn find(&mut self, range: (u64, u64)) -> Option<&mut (u64, u64)> {
+        self.ranges.iter_mut().find(|place| **place == range)
+    }
+
+    /// Excludes frames from `start` to before `end`. An error says that there is no room.
+    pub fn add(&mut self, start: u64, end: u64) -> Result<(), NoRoom> {
+        if start >= end || self.find((start, end)).is_some() {
+            return Ok(());
+        }
+        *self.find((0, 0)).ok_or(NoRoom)? = (start, end);
+        Ok(())
+    }
+
+    /// Readmits a range that was excluded, and returns whether it was.
+    pub fn remove(&mut self, start: u64, end: u64) -> bool {
+        match self.find((start, end)) {
+            Some(place) if start < end => {
+                *place = (0, 0);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Returns whether one of `nr` frames from `first` on is excluded.
+    pub fn has_any(&self, first: Mfn, nr: u64) -> bool {
+        let end = first.get().saturating_add(nr);
+        self.ranges
+            .iter()
+            .any(|&(start, stop)| first.get() < stop && start < end)
+    }
+
+    /// Returns the number of frames that are excluded, or more if ranges overlap.
+    pub fn nr_frames(&self) -> u64 {
+        let sizes = self.ranges.iter().map(|(start, end)| end - start);
+        sizes.fold(0, u64::saturating_add)
+    }
+}
+
+/// There is no room for another range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoRoom;
+
+/// Frames that are to be placed one by one, next to others that have their places already.
+pub struct Candidates<'a> {
+    frames: &'a mut [Mfn],
+    nr: usize,
+    must_scatter: bool,
+}
+
+impl<'a> Candidates<'a> {
+    /// How many more frames than places make it practically certain that each place gets one.
+    pub const SPARE: usize = 8;
+
+    /// Fills `frames` from `source`: all of it, or after an error nothing. What isn't placed goes
+    /// back by [`give_back()`](Self::give_back).
+    pub fn new<F: FrameSource>(
+        source: &mut F,
+        frames: &'a mut [Mfn],
+        policy: Policy,
+    ) -> Result<Self, FrameError> {
+        collect(source, frames)?;
+        let must_scatter = match policy {
+            Policy::Scatter { seed } => {
+                sort(frames);
+                shuffle(frames, &mut Random(seed));
+                true
+            }
+            Policy::Any | Policy::Contiguous => false,
+        };
+        let nr = frames.len();
+        Ok(Self {
+            frames,
+            nr,
+            must_scatter,
+        })
+    }
+
+    /// Takes a frame for a place between two others.
+    #[must_use]
+    pub fn take(&mut self, neighbours: [Option<Mfn>; 2]) -> Option<Mfn> {
+        let rest = self.frames.get_mut(..self.nr)?;
+        let is_good = |mfn: &Mfn| {
+            let is_apart = |other: &Mfn| !mfn.is_adjacent_to(*other);
+            !self.must_scatter || neighbours.iter().flatten().all(is_apart)
+        };
+        let index = rest.iter().rposition(is_good)?;
+        // OVERFLOW: There is one at `index`.
+        self.nr -= 1;
+        rest.swap(index, self.nr);
+        rest.get(self.nr).copied()
+    }
+
+    /// Puts a frame back which wasn't needed.
+    pub fn put(&mut self, mfn: Mfn) {
+        if let Some(place) = self.frames.get_mut(self.nr) {
+            *place = mfn;
+            // OVERFLOW: There is a place at `nr`.
+            self.nr += 1;
+        }
+    }
+
+    /// Gives back what wasn't placed.
+    pub fn give_back<F: FrameSource>(self, source: &mut F) {
+        for &mfn in self.frames.iter().take(self.nr) {
+            source.free(mfn);
+        }
+    }
+}
+
 /// Why frames can't be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameError {

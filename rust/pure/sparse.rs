@@ -220,6 +220,23 @@ impl Sparse {
         }
     }
 
+    /// Makes the leaf for `index`, so that [`replace()`](Self::replace) works there until it's pruned.
+    pub fn reserve<S: TableStore>(
+        &self,
+        writer: &mut Writer,
+        store: &S,
+        watch: &impl Watch,
+        index: u64,
+    ) -> Result<(), NoMemory> {
+        match self.install(writer, store, watch, index) {
+            Ok(_) => Ok(()),
+            Err(NoMemory) => {
+                self.prune(writer, store, watch, index, index);
+                Err(NoMemory)
+            }
+        }
+    }
+
     /// Stores `word` at `index` if there is a leaf of the array's own, and returns whether there is.
     ///
     /// It changes no structure. Who stores something else there meanwhile has to be excluded.

@@ -1,0 +1,496 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Changing the machine frames under a domain while it is mapped and in use.
+//!
+//! Every operation takes pages out of all page tables first, under the domain's lock and with the
+//! mapping locked against faults. From then on nobody reads or writes them, unless somebody has
+//! pinned one, which its reference count tells. Then the map changes, and faults go on with what is
+//! there now.
+
+use super::*;
+
+use crate::pure::{
+    map::Finding,
+    policy::Candidates, //
+};
+
+/// The most pages that an operation changes before others get their turn.
+pub(crate) const BATCH: usize = 512;
+
+/// How often another frame is tried for one page that must not be next to its neighbours.
+const MAX_TRIES: usize = 16;
+
+/// What became of pages that should get other frames.
+#[derive(Default)]
+pub(crate) struct Moved {
+    /// How many have other frames now.
+    pub(crate) nr_moved: u64,
+    /// How many were left alone.
+    pub(crate) nr_busy: u64,
+}
+
+impl State {
+    /// Fails if a PFN of the range is in no region, and returns the region of the first one.
+    fn check_populated(&self, range: PfnRange) -> Result<&Region> {
+        let mut number = range.start().get();
+        let mut first = None;
+        while number < range.end() {
+            let region = self.region_of(number).ok_or(ENOENT)?;
+            number = region.range.end();
+            first = first.or(Some(region));
+        }
+        first.ok_or(ENOENT)
+    }
+
+    /// Returns the region with this PFN, if it's complete.
+    fn region_of(&self, number: u64) -> Option<&Region> {
+        let base = match self.regions.cursor_lower_bound(&number) {
+            Some(next) if *next.current().0 == number => number,
+            Some(next) => *next.peek_prev()?.0,
+            None => *self.regions.cursor_back()?.current().0,
+        };
+        let region = self.regions.get(&base)?;
+        (number < region.range.end() && region.charge.is_some()).then_some(region)
+    }
+}
+
+impl Domain {
+    /// Returns the frames next to a PFN.
+    fn neighbours(&self, pfn: Pfn) -> [Option<Mfn>; 2] {
+        let owned = |number| self.maps.lookup(&self.store, Pfn::new(number)?).owned();
+        [
+            pfn.get().checked_sub(1).and_then(owned),
+            // OVERFLOW: A PFN is below `Pfn::LIMIT`.
+            owned(pfn.get() + 1),
+        ]
+    }
+
+    /// Gives the pages of a range back, and returns how many.
+    pub(crate) fn release(&self, range: PfnRange) -> Result<u64> {
+        let mut state = self.state.lock();
+        state.check_populated(range)?;
+        if self.is_used_by_space(&state, range) {
+            return Err(EBUSY);
+        }
+        let mut nr_pages = 0;
+        self.depopulate(&mut state.writer, range, |mfn| {
+            Source.free(mfn);
+            nr_pages += 1;
+        });
+        Ok(nr_pages)
+    }
+
+    /// Returns whether a space maps a page of a range or has a table there.
+    pub(super) fn is_used_by_space(&self, state: &State, range: PfnRange) -> bool {
+        self.claims.has_any(&self.store, range) || state.spaces.is_mapped(self, range)
+    }
+
+    /// Takes pages for the PFNs of a range that have none, and returns how many.
+    pub(crate) fn populate_range(&self, range: PfnRange) -> Result<u64> {
+        let mut state = self.state.lock();
+        let region = state.check_populated(range)?;
+        let policy = match rule(region.policy, region.seed)? {
+            Policy::Contiguous => Policy::Any,
+            policy => policy,
+        };
+        let is_missing = |pfn: &Pfn| self.maps.lookup(&self.store, *pfn) == Entry::Invalid;
+        let nr_missing = range.iter().filter(is_missing).count();
+        if nr_missing == 0 {
+            return Ok(0);
+        }
+        if !Source::has_room_for(nr_missing as u64) {
+            return Err(ENOMEM);
+        }
+        let mut source = state.source();
+        let mut frames = spare_frames(nr_missing, policy)?;
+        let mut candidates = Candidates::new(&mut source, &mut frames, policy)?;
+        let result = self.populate_from(&mut state.writer, range, &mut candidates);
+        candidates.give_back(&mut source);
+        self.raise_end_mfn(&mut state.writer, range);
+        // After an error, those that were populated by then stay.
+        result
+    }
+
+    fn populate_from(
+        &self,
+        writer: &mut Writer,
+        range: PfnRange,
+        candidates: &mut Candidates<'_>,
+    ) -> Result<u64> {
+        let mut nr_pages = 0;
+        let views = self.mapping.lock();
+        for pfn in range.iter() {
+            if self.maps.lookup(&self.store, pfn) != Entry::Invalid {
+                continue;
+            }
+            let mfn = candidates.take(self.neighbours(pfn)).ok_or(EADDRNOTAVAIL)?;
+            let entry = Entry::Present(mfn);
+            if let Err(error) = self.maps.set(writer, &self.store, &views, pfn, entry) {
+                candidates.put(mfn);
+                return Err(error.into());
+            }
+            nr_pages += 1;
+        }
+        Ok(nr_pages)
+    }
+
+    /// Takes a page for a PFN that was touched, if it's in a region where that is so.
+    pub(crate) fn populate_on_touch(&self, pfn: Pfn) -> Result {
+        let mut state = self.state.lock();
+        let region = state.region_of(pfn.get()).ok_or(EFAULT)?;
+        if region.flags & abi::P2M_REGION_ON_DEMAND == 0 {
+            return Err(EFAULT);
+        }
+        if self.maps.lookup(&self.store, pfn) != Entry::Invalid {
+            // Another thread was faster.
+            return Ok(());
+        }
+        let policy = rule(region.policy, region.seed)?;
+        let mut source = state.source();
+        let neighbours = self.neighbours(pfn);
+        let mut tried = [Mfn::ZERO; MAX_TRIES];
+        let mut nr_tried = 0;
+        let result = loop {
+            let Some(place) = tried.get_mut(nr_tried) else {
+                break Err(ENOMEM);
+            };
+            let Some(mfn) = source.alloc(0) else {
+                break Err(ENOMEM);
+            };
+            *place = mfn;
+            nr_tried += 1;
+            let is_next = |other: &Mfn| mfn.is_adjacent_to(*other);
+            if !matches!(policy, Policy::Scatter { .. })
+                || !neighbours.iter().flatten().any(is_next)
+            {
+                nr_tried -= 1;
+                break Ok(mfn);
+            }
+        };
+        let result = result.and_then(|mfn| {
+            let views = self.mapping.lock();
+            self.maps
+                .set(
+                    &mut state.writer,
+                    &self.store,
+                    &views,
+                    pfn,
+                    Entry::Present(mfn),
+                )
+                .inspect_err(|_| source.free(mfn))?;
+            Ok(())
+        });
+        for &mfn in tried.iter().take(nr_tried) {
+            source.free(mfn);
+        }
+        result?;
+        if let Ok(range) = PfnRange::new(pfn.get(), 1) {
+            self.raise_end_mfn(&mut state.writer, range);
+        }
+        Ok(())
+    }
+
+    /// Keeps what the header says of the frames up to date after those of a range have changed.
+    fn raise_end_mfn(&self, writer: &mut Writer, range: PfnRange) {
+        if self.sees_mfns {
+            let last = range
+                .iter()
+                .filter_map(|pfn| self.maps.lookup(&self.store, pfn).owned())
+                .max();
+            // OVERFLOW: An MFN is below `Mfn::LIMIT`.
+            let end = last.map_or(0, |last| last.get() + 1);
+            self.maps.raise_end_mfn(writer, &self.store, end);
+        }
+    }
+
+    /// Gives pages other frames, with the same contents. `pfns` are in order.
+    pub(crate) fn move_pages(&self, pfns: &[Pfn], policy: Policy) -> Result<Moved> {
+        let (Some(first), Some(last)) = (pfns.first(), pfns.last()) else {
+            return Ok(Moved::default());
+        };
+        // OVERFLOW: The PFNs are in order.
+        let bounds = PfnRange::new(first.get(), last.get() - first.get() + 1)?;
+        let mut frames = spare_frames(pfns.len(), policy)?;
+        let mut source = self.state.lock().source();
+        let mut candidates = Candidates::new(&mut source, &mut frames, policy)?;
+
+        let mut state = self.state.lock();
+        let result = self.with_spaces_suspended(&mut state, &[bounds], |writer| {
+            self.move_to(writer, pfns, &mut candidates)
+        });
+        self.raise_end_mfn(&mut state.writer, bounds);
+        drop(state);
+        candidates.give_back(&mut source);
+        result
+    }
+
+    fn move_to(
+        &self,
+        writer: &mut Writer,
+        pfns: &[Pfn],
+        candidates: &mut Candidates<'_>,
+    ) -> Result<Moved> {
+        let mut moved = Moved::default();
+        let views = self.mapping.lock();
+        for run in pfns.chunk_by(|a, b| a.get() + 1 == b.get()) {
+            if let Some(first) = run.first() {
+                views.unmap(PfnRange::new(first.get(), run.len() as u64)?);
+            }
+        }
+        for &pfn in pfns {
+            let Some(old) = self.maps.lookup(&self.store, pfn).owned() else {
+                continue;
+            };
+            if !self.is_movable(pfn, old) {
+                moved.nr_busy += 1;
+                continue;
+            }
+            let Some(new) = candidates.take(self.neighbours(pfn)) else {
+                moved.nr_busy += 1;
+                continue;
+            };
+            // SAFETY: Both are frames of the domain's. The new one is nobody else's yet. The old one
+            // was taken out of all mappings, and nobody has pinned it.
+            unsafe { Source::copy(old, new) };
+            let entry = Entry::Present(new);
+            if let Err(error) = self.maps.set(writer, &self.store, &views, pfn, entry) {
+                candidates.put(new);
+                return Err(error.into());
+            }
+            Source.free(old);
+            moved.nr_moved += 1;
+        }
+        Ok(moved)
+    }
+
+    /// Returns whether a page that was taken out of all mappings can get another frame.
+    fn is_movable(&self, pfn: Pfn, mfn: Mfn) -> bool {
+        !self.claims.is_table(&self.store, pfn.get()) && Source::is_exclusive(mfn)
+    }
+
+    /// Has the leaves of spaces that map a page of the ranges follow what `work` does to its frame.
+    fn with_spaces_suspended<R>(
+        &self,
+        state: &mut State,
+        ranges: &[PfnRange],
+        work: impl FnOnce(&mut Writer) -> Result<R>,
+    ) -> Result<R> {
+        let mut ranges = ranges.iter();
+        let suspended = ranges.try_for_each(|range| state.spaces.suspend(self, *range));
+        let result = suspended.and_then(|()| work(&mut state.writer));
+        state.spaces.resume(self);
+        result
+    }
+
+    /// Fills `pfns` with those of a range that have a frame of the domain.
+    pub(crate) fn backed_pfns(&self, range: PfnRange, pfns: &mut KVec<Pfn>) -> Result {
+        pfns.clear();
+        pfns.reserve(BATCH, GFP_KERNEL)?;
+        let _guard = rcu::read_lock();
+        for pfn in range.iter() {
+            if self.maps.lookup(&self.store, pfn).owned().is_some() {
+                // There is room for a batch.
+                pfns.push_within_capacity(pfn).map_err(|_| EINVAL)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the PFNs at frames from `start` to before `end`, at most as many as a batch has, in
+    /// order, and the frame to go on with.
+    pub(crate) fn pfns_in(&self, start: u64, end: u64) -> Result<(KVec<Pfn>, u64)> {
+        let mut pfns = KVec::with_capacity(BATCH, GFP_KERNEL)?;
+        let mut next = start;
+        let guard = rcu::read_lock();
+        while pfns.len() < BATCH {
+            let found = Mfn::new(next)
+                .filter(|_| next < end)
+                .and_then(|mfn| self.maps.next_frame(&self.store, mfn, end));
+            let Some((mfn, pfn)) = found else {
+                next = end;
+                break;
+            };
+            // There is room, as has just been checked.
+            pfns.push_within_capacity(pfn).map_err(|_| ENOMEM)?;
+            // OVERFLOW: An MFN is below `Mfn::LIMIT`.
+            next = mfn.get() + 1;
+        }
+        drop(guard);
+        // Each PFN is there once, so a simple way to sort does: frames that are near each other tend
+        // to be in order already.
+        for index in 1..pfns.len() {
+            let mut place = index;
+            while place > 0 && pfns[place - 1] > pfns[place] {
+                pfns.swap(place - 1, place);
+                place -= 1;
+            }
+        }
+        Ok((pfns, next))
+    }
+
+    /// Keeps out of machine frames from now on, or not any more.
+    pub(crate) fn exclude(&self, start: u64, end: u64, is_excluded: bool) -> Result {
+        let mut state = self.state.lock();
+        if is_excluded {
+            state.exclusions.add(start, end).map_err(|_| EDQUOT)
+        } else if state.exclusions.remove(start, end) {
+            Ok(())
+        } else {
+            Err(ENOENT)
+        }
+    }
+
+    /// Gives the pages of a range frames that follow each other, below `limit`.
+    ///
+    /// After an error each page has the frame that it had.
+    pub(crate) fn make_contiguous(&self, range: PfnRange, limit: u64) -> Result<(), (Error, u64)> {
+        let nothing = |error| (error, entry::INVALID);
+        let nr_pages = usize::try_from(range.nr_pages()).map_err(|_| nothing(EOVERFLOW))?;
+        let mut source = self.state.lock().source();
+        let first = source.alloc_run_below(nr_pages, limit).ok_or_else(|| {
+            nothing(match Source::has_room_for(range.nr_pages()) {
+                true => EADDRNOTAVAIL,
+                false => ENOMEM,
+            })
+        })?;
+        let mut state = self.state.lock();
+        let mut busy = entry::INVALID;
+        let result = self.with_spaces_suspended(&mut state, &[range], |writer| {
+            self.make_run(writer, range, first).map_err(|(error, pfn)| {
+                busy = pfn;
+                error
+            })
+        });
+        self.raise_end_mfn(&mut state.writer, range);
+        drop(state);
+        if result.is_err() {
+            for index in 0..range.nr_pages() {
+                if let Some(mfn) = first.checked_add(index) {
+                    source.free(mfn);
+                }
+            }
+        }
+        result.map_err(|error| (error, busy))
+    }
+
+    fn make_run(
+        &self,
+        writer: &mut Writer,
+        range: PfnRange,
+        first: Mfn,
+    ) -> Result<(), (Error, u64)> {
+        let nothing = |error| (error, entry::INVALID);
+        let views = self.mapping.lock();
+        views.unmap(range);
+        // OVERFLOW: A range isn't empty.
+        let last = first.checked_add(range.nr_pages() - 1);
+        let run = (first, last.ok_or(nothing(EOVERFLOW))?);
+        for pfn in range.iter() {
+            let mfn = self.maps.lookup(&self.store, pfn).owned();
+            if !self.is_movable(pfn, mfn.ok_or((EFAULT, pfn.get()))?) {
+                return Err((EBUSY, pfn.get()));
+            }
+        }
+        self.maps
+            .reserve_frames(writer, &self.store, &views, run)
+            .map_err(|error| nothing(error.into()))?;
+
+        // Now nothing can go wrong any more.
+        let mut span = run;
+        for (pfn, index) in range.iter().zip(0..) {
+            let old = self.maps.lookup(&self.store, pfn).owned();
+            let (Some(old), Some(new)) = (old, first.checked_add(index)) else {
+                continue;
+            };
+            // SAFETY: As in `move_to()`.
+            unsafe { Source::copy(old, new) };
+            self.maps.replace(writer, &self.store, &views, pfn, new);
+            Source.free(old);
+            span = (span.0.min(old), span.1.max(old));
+        }
+        self.maps.prune_frames(writer, &self.store, &views, span);
+        Ok(())
+    }
+
+    /// Has the pages of two ranges exchange their frames, with their contents staying.
+    pub(crate) fn exchange(&self, a: PfnRange, b: PfnRange) -> Result<Moved> {
+        let mut moved = Moved::default();
+        let mut buffer = KVec::from_elem(0u8, crate::pure::frame::PAGE_SIZE, GFP_KERNEL)?;
+        let mut state = self.state.lock();
+        let frame = |pfn: Pfn| self.maps.lookup(&self.store, pfn).owned();
+        let is_backed = |range: PfnRange| range.iter().all(|pfn| frame(pfn).is_some());
+        if !is_backed(a) || !is_backed(b) {
+            return Err(EFAULT);
+        }
+        let result = self.with_spaces_suspended(&mut state, &[a, b], |writer| {
+            let views = self.mapping.lock();
+            views.unmap(a);
+            views.unmap(b);
+            for (pfn_a, pfn_b) in a.iter().zip(b.iter()) {
+                let (Some(mfn_a), Some(mfn_b)) = (frame(pfn_a), frame(pfn_b)) else {
+                    continue;
+                };
+                if !self.is_movable(pfn_a, mfn_a) || !self.is_movable(pfn_b, mfn_b) {
+                    moved.nr_busy += 1;
+                    continue;
+                }
+                // SAFETY: Both are frames of the domain's, which were taken out of all mappings, and
+                // nobody has pinned them.
+                unsafe { Source::swap(mfn_a, mfn_b, &mut buffer) };
+                self.maps
+                    .exchange(writer, &self.store, &views, (pfn_a, pfn_b));
+                moved.nr_moved += 1;
+            }
+            Ok(())
+        });
+        result.map(|()| moved)
+    }
+
+    /// Checks everything, and changes nothing.
+    pub(crate) fn audit(&self, report: &mut abi::p2m_audit) -> Result {
+        let mut state = self.state.lock();
+        let mut first_pfn = entry::INVALID;
+        let mut first_mfn = entry::INVALID;
+        report.out_frames = self.maps.audit(&self.store, |finding| match finding {
+            Finding::BadP2m(pfn) => {
+                report.out_p2m_bad += 1;
+                first_pfn = first_pfn.min(pfn);
+            }
+            Finding::BadM2p(mfn) => {
+                report.out_m2p_bad += 1;
+                first_mfn = first_mfn.min(mfn);
+            }
+        });
+        let mut next = Some(Pfn::ZERO);
+        while let Some(pfn) = next.and_then(|pfn| self.maps.next_backed(&self.store, pfn)) {
+            if let Some(mfn) = self.maps.lookup(&self.store, pfn).owned() {
+                let is_orphan = state.region_of(pfn.get()).is_none();
+                let references = Source::references(mfn);
+                if is_orphan || references.nr_unknown < 0 {
+                    first_pfn = first_pfn.min(pfn.get());
+                }
+                report.out_orphans += u64::from(is_orphan);
+                report.out_refs_bad += u64::from(references.nr_unknown < 0);
+                report.out_pinned += u64::from(references.nr_unknown > 0);
+            }
+            // OVERFLOW: A PFN is below `Pfn::LIMIT`.
+            next = Pfn::new(pfn.get() + 1);
+        }
+        report.out_spaces_bad = state.spaces.audit(self);
+        report.out_count_bad = u64::from(state.writer.nr_frames() != report.out_frames);
+        report.out_first_pfn = first_pfn;
+        report.out_first_mfn = if self.sees_mfns { first_mfn } else { 0 };
+        Ok(())
+    }
+}
+
+/// Returns room for as many frames as are needed to give each of `nr_pages` one.
+fn spare_frames(nr_pages: usize, policy: Policy) -> Result<KVVec<Mfn>> {
+    let spare = match policy {
+        Policy::Scatter { .. } => Candidates::SPARE,
+        Policy::Any | Policy::Contiguous => 0,
+    };
+    // OVERFLOW: There are not more pages than PFNs.
+    let nr = nr_pages + spare;
+    Ok(KVVec::from_elem(Mfn::ZERO, nr, GFP_KERNEL)?)
+}

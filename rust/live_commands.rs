@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Commands that change the frames under a domain: arguments are checked, and what is asked for is
+//! done batch by batch.
+
+use kernel::prelude::*;
+
+use crate::{
+    abi,
+    commands::check_killed,
+    domain::{
+        self,
+        Domain,
+        Moved,
+        BATCH, //
+    },
+    frames,
+    pure::{
+        frame::{
+            Mfn,
+            PfnRange, //
+        },
+        policy::Policy, //
+    }, //
+};
+
+/// The highest order that can be made contiguous: 1 GiB.
+const MAX_ORDER: u32 = 18;
+
+/// Calls `work` with one batch of a range after the other, and tells in `next` how far it got.
+fn for_batches(
+    start_pfn: u64,
+    nr_pages: u64,
+    next: &mut u64,
+    mut work: impl FnMut(PfnRange) -> Result,
+) -> Result {
+    *next = start_pfn;
+    let range = abi::range(start_pfn, nr_pages)?;
+    while *next < range.end() {
+        check_killed()?;
+        // Batches end where leaves do.
+        let end = (*next / BATCH as u64 + 1) * BATCH as u64;
+        let batch = abi::range(*next, end.min(range.end()) - *next)?;
+        work(batch)?;
+        *next = batch.end();
+    }
+    Ok(())
+}
+
+/// `P2M_RELEASE`
+pub(crate) fn release(domain: &Domain, command: &mut abi::p2m_release) -> Result {
+    let (out_pages, next) = (&mut command.out_pages, &mut command.out_next_pfn);
+    *out_pages = 0;
+    for_batches(command.start_pfn, command.nr_pages, next, |batch| {
+        *out_pages += domain.release(batch)?;
+        Ok(())
+    })
+}
+
+/// `P2M_POPULATE`
+pub(crate) fn populate(domain: &Domain, command: &mut abi::p2m_populate) -> Result {
+    let (out_pages, next) = (&mut command.out_pages, &mut command.out_next_pfn);
+    *out_pages = 0;
+    for_batches(command.start_pfn, command.nr_pages, next, |batch| {
+        *out_pages += domain.populate_range(batch)?;
+        Ok(())
+    })
+}
+
+/// `P2M_MOVE`
+pub(crate) fn move_pages(domain: &Domain, command: &mut abi::p2m_move) -> Result {
+    command.out_pages = 0;
+    command.out_busy = 0;
+    if command.__reserved != 0 {
+        return Err(EINVAL);
+    }
+    let policy = domain::rule(command.policy, command.seed)?;
+    if policy == Policy::Contiguous {
+        return Err(EOPNOTSUPP);
+    }
+    let (out_pages, out_busy) = (&mut command.out_pages, &mut command.out_busy);
+    let next = &mut command.out_next_pfn;
+    let mut pfns = KVec::with_capacity(BATCH, GFP_KERNEL)?;
+    for_batches(command.start_pfn, command.nr_pages, next, |batch| {
+        domain.backed_pfns(batch, &mut pfns)?;
+        let moved = domain.move_pages(&pfns, policy)?;
+        *out_pages += moved.nr_moved;
+        *out_busy += moved.nr_busy;
+        Ok(())
+    })
+}
+
+/// `P2M_EVACUATE`
+pub(crate) fn evacuate(domain: &Domain, command: &mut abi::p2m_evacuate) -> Result {
+    command.out_pages = 0;
+    command.out_busy = 0;
+    command.out_next_mfn = command.start_mfn;
+    if !domain.sees_mfns() {
+        return Err(EPERM);
+    }
+    let both = abi::P2M_EVACUATE_KEEP_OUT | abi::P2M_EVACUATE_READMIT;
+    if command.nr_frames == 0 || command.flags & both == both {
+        return Err(EINVAL);
+    }
+    let start = command.start_mfn;
+    let end = start.checked_add(command.nr_frames);
+    let end = end.filter(|&end| end <= Mfn::LIMIT).ok_or(EOVERFLOW)?;
+    if command.flags & abi::P2M_EVACUATE_READMIT != 0 {
+        return domain.exclude(start, end, false);
+    }
+    // For the time being it is excluded in any case, or pages would go round in circles.
+    let is_kept_out = command.flags & abi::P2M_EVACUATE_KEEP_OUT != 0;
+    domain.exclude(start, end, true)?;
+    let result = (|| {
+        while command.out_next_mfn < end {
+            check_killed()?;
+            let (pfns, next) = domain.pfns_in(command.out_next_mfn, end)?;
+            let moved: Moved = domain.move_pages(&pfns, Policy::Any)?;
+            command.out_pages += moved.nr_moved;
+            command.out_busy += moved.nr_busy;
+            command.out_next_mfn = next;
+        }
+        Ok(())
+    })();
+    if !is_kept_out {
+        domain.exclude(start, end, false)?;
+    }
+    result
+}
+
+/// `P2M_CONTIGUOUS`
+pub(crate) fn contiguous(domain: &Domain, command: &mut abi::p2m_contiguous) -> Result {
+    command.out_busy_pfn = crate::pure::entry::INVALID;
+    if command.order > MAX_ORDER || command.address_bits > 64 {
+        return Err(EINVAL);
+    }
+    let range = abi::range(command.start_pfn, 1 << command.order)?;
+    let limit = match command
+        .address_bits
+        .checked_sub(crate::pure::frame::PAGE_SHIFT)
+    {
+        _ if command.address_bits == 0 => frames::max_mfn(),
+        Some(bits) => 1 << bits,
+        None => 0,
+    };
+    domain
+        .make_contiguous(range, limit)
+        .map_err(|(error, pfn)| {
+            command.out_busy_pfn = pfn;
+            error
+        })
+}
+
+/// `P2M_EXCHANGE`
+pub(crate) fn exchange(domain: &Domain, command: &mut abi::p2m_exchange) -> Result {
+    command.out_pages = 0;
+    command.out_busy = 0;
+    let a = abi::range(command.a_pfn, command.nr_pages)?;
+    let b = abi::range(command.b_pfn, command.nr_pages)?;
+    if a.overlaps(b) {
+        return Err(EINVAL);
+    }
+    let mut start = 0;
+    while start < command.nr_pages {
+        check_killed()?;
+        let nr_pages = (command.nr_pages - start).min(BATCH as u64);
+        let part = |range: PfnRange| abi::range(range.start().get() + start, nr_pages);
+        let moved = domain.exchange(part(a)?, part(b)?)?;
+        command.out_pages += moved.nr_moved;
+        command.out_busy += moved.nr_busy;
+        start += nr_pages;
+    }
+    Ok(())
+}
+
+/// `P2M_AUDIT`
+pub(crate) fn audit(domain: &Domain, command: &mut abi::p2m_audit) -> Result {
+    *command = abi::p2m_audit {
+        size: command.size,
+        ..Default::default()
+    };
+    domain.audit(command)
+}
