@@ -85,12 +85,8 @@ ABI_MEMBER(p2m_info, out_max_total_pages, 56, 8);
 ABI_MEMBER(p2m_info, out_max_regions, 64, 4);
 ABI_MEMBER(p2m_info, out_default_policy, 68, 4);
 
-#ifdef P2M_FEATURE_LIVE
 ABI_SIZE(p2m_stat, 88);
 ABI_MEMBER(p2m_stat, out_frames, 80, 8);
-#else
-ABI_SIZE(p2m_stat, 80);
-#endif
 ABI_MEMBER(p2m_stat, size, 0, 4);
 ABI_MEMBER(p2m_stat, flags, 4, 4);
 ABI_MEMBER(p2m_stat, out_generation, 8, 8);
@@ -122,11 +118,7 @@ ABI_MEMBER(p2m_region, base_pfn, 0, 8);
 ABI_MEMBER(p2m_region, nr_pages, 8, 8);
 ABI_MEMBER(p2m_region, seed, 16, 8);
 ABI_MEMBER(p2m_region, policy, 24, 4);
-#ifdef P2M_FEATURE_LIVE
 ABI_MEMBER(p2m_region, flags, 28, 4);
-#else
-ABI_MEMBER(p2m_region, __reserved, 28, 4);
-#endif
 
 ABI_SIZE(p2m_region_list, 40);
 ABI_MEMBER(p2m_region_list, size, 0, 4);
@@ -278,7 +270,6 @@ ABI_MEMBER(p2m_space_access, out_fault_address, 48, 8);
 ABI_MEMBER(p2m_space_access, out_fault, 56, 4);
 ABI_MEMBER(p2m_space_access, __reserved, 60, 4);
 
-#ifdef P2M_FEATURE_LIVE
 ABI_VALUE(P2M_RELEASE, 0xbb8f);
 ABI_VALUE(P2M_POPULATE, 0xbb90);
 ABI_VALUE(P2M_MOVE, 0xbb91);
@@ -359,6 +350,5 @@ ABI_MEMBER(p2m_audit, out_spaces_bad, 56, 8);
 ABI_MEMBER(p2m_audit, out_count_bad, 64, 8);
 ABI_MEMBER(p2m_audit, out_first_pfn, 72, 8);
 ABI_MEMBER(p2m_audit, out_first_mfn, 80, 8);
-#endif
 
 #endif /* P2M_ABI_LAYOUT_H */

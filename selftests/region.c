@@ -15,7 +15,8 @@
 #define BASE_ALIGN 512ULL
 
 static void expect_region(struct __test_metadata *_metadata, int fd,
-			  __u64 base, __u64 nr_pages, __u32 policy, __u64 seed)
+			  __u64 base, __u64 nr_pages, __u32 policy, __u64 seed,
+			  __u32 flags)
 {
 	struct p2m_region region = {};
 	__u32 nr = 0;
@@ -26,6 +27,7 @@ static void expect_region(struct __test_metadata *_metadata, int fd,
 	EXPECT_EQ(nr_pages, region.nr_pages);
 	EXPECT_EQ(policy, region.policy);
 	EXPECT_EQ(seed, region.seed);
+	EXPECT_EQ(flags, region.flags);
 }
 
 FIXTURE(policy)
@@ -90,7 +92,7 @@ TEST_F(policy, created_is_listed_until_destroyed)
 				       variant->seed, &base);
 		EXPECT_EQ(0, base % BASE_ALIGN);
 		expect_region(_metadata, self->fd, base, sizes[i],
-			      variant->policy, variant->seed);
+			      variant->policy, variant->seed, 0);
 		test_cmd_stat(self->fd, &stat);
 		EXPECT_EQ(snap.stat.out_regions + 1, stat.out_regions);
 		EXPECT_EQ(snap.stat.out_pages + sizes[i], stat.out_pages);
@@ -183,7 +185,8 @@ TEST_F(policy, fixed_base_is_kept)
 		test_cmd_region_create_fixed(self->fd, variant->policy, 5,
 					     variant->seed, bases[i]);
 		expect_region(_metadata, self->fd, bases[i], 5,
-			      variant->policy, variant->seed);
+			      variant->policy, variant->seed,
+			      P2M_REGION_FIXED);
 		test_cmd_region_destroy(self->fd, bases[i]);
 	}
 }
@@ -638,10 +641,7 @@ static void expect_model(struct __test_metadata *_metadata, int fd,
 	qsort(expected, nr, sizeof(*expected), by_base);
 	test_cmd_region_list(fd, 0, seen, MODEL_REGIONS, &out_nr, NULL);
 	ASSERT_EQ(nr, out_nr);
-	for (i = 0; i < nr; i++) {
-		ASSERT_EQ(expected[i].base_pfn, seen[i].base_pfn);
-		ASSERT_EQ(expected[i].nr_pages, seen[i].nr_pages);
-	}
+	ASSERT_EQ(0, memcmp(expected, seen, nr * sizeof(*seen)));
 
 	entries = range_to_entries(fd, 0, MODEL_PFNS);
 	ASSERT_NE(NULL, entries);
@@ -707,6 +707,7 @@ TEST_F_TIMEOUT(region, random_commands_do_what_the_model_does, 45)
 		ASSERT_EQ(expected, base) TH_LOG("step %d", step);
 		model->regions[slot].base_pfn = base;
 		model->regions[slot].nr_pages = nr;
+		model->regions[slot].flags = flags;
 		for (i = 0; i < nr; i++)
 			model->owner[base + i] = slot + 1;
 		if (step % 50 == 0)
