@@ -85,9 +85,10 @@ enter_root() {
 		touch "$root$dir"
 		mount --bind "$dir" "$root$dir"
 	done
+	# The checkout may be in /tmp, so this comes first.
+	mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 	mkdir -p "$cache/work-${root##*-}" "$root$top" "$root/var/cache/p2m" \
 		"$root/usr/src/linux" "$root/usr/lib/modules"
-	mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 	mount --bind "$cache/work-${root##*-}" "$root/var/cache/p2m"
 	mount --bind "$top" "$root$top"
 	if [[ $kernel ]]; then
