@@ -153,8 +153,9 @@ pub const LAZY_BATCH: usize = 32;
 /// Stores that are put off in lazy mode.
 ///
 /// The contract is that of `lazy_mmu_mode_enable()` in `include/linux/pgtable.h`. It nests, and
-/// leaving it at any depth makes the stores. It can be paused, which makes the stores, too. What is
-/// read from a table in lazy mode may be old.
+/// leaving it at any depth makes the stores. It can be paused, which makes the stores, too, and until
+/// it's resumed, entering and leaving have no effect. What is read from a table in lazy mode may be
+/// old.
 pub struct Lazy {
     depth: u32,
     paused: u32,
@@ -230,13 +231,17 @@ pub struct Context<'a> {
 impl Context<'_> {
     /// Enters lazy mode, once more.
     pub fn enable_lazy_mode(&mut self) {
-        self.lazy.depth = self.lazy.depth.saturating_add(1);
+        if self.lazy.paused == 0 {
+            self.lazy.depth = self.lazy.depth.saturating_add(1);
+        }
     }
 
     /// Leaves lazy mode, once. All stores are made.
     pub fn disable_lazy_mode(&mut self, ops: &dyn MmuOps) {
-        ops.lazy_mode_flush(self);
-        self.lazy.depth = self.lazy.depth.saturating_sub(1);
+        if self.lazy.paused == 0 {
+            ops.lazy_mode_flush(self);
+            self.lazy.depth = self.lazy.depth.saturating_sub(1);
+        }
     }
 
     /// Stops putting stores off until [`resume_lazy_mode()`](Self::resume_lazy_mode). All stores
@@ -703,13 +708,15 @@ impl MmuOps for P2m {
     fn ptep_modify_prot_start(&self, cx: &mut Context<'_>, slot: Slot) -> Pte {
         Pte(native_get(cx.machine, slot))
     }
-    /// As `MMU_PT_UPDATE_PRESERVE_AD`: bits that the processor has set meanwhile stay set.
+    /// As `MMU_PT_UPDATE_PRESERVE_AD`: bits that the processor has set meanwhile stay set. Where
+    /// nothing is left that they could be about, the entry is empty.
     fn ptep_modify_prot_commit(&self, cx: &mut Context<'_>, slot: Slot, pte: Pte) {
         // Not after what was put off before it.
         self.lazy_mode_flush(cx);
         if let Some(table) = cx.machine.table(slot.table) {
-            table.update(slot.index, |word| {
-                pte.0 | word & (bits::ACCESSED | bits::DIRTY)
+            table.update(slot.index, |word| match pte.0 {
+                0 => 0,
+                new => new | word & (bits::ACCESSED | bits::DIRTY),
             });
         }
     }
