@@ -221,7 +221,7 @@ pub enum Change {
 /// # Invariants
 ///
 /// All tables are pages that came from one [`TablePages`] and were announced to the backend, and
-/// each is linked once. Tables other than the root have an entry.
+/// each is linked once. Tables other than the root have an entry, unless the backend made it empty.
 pub struct Space {
     ops: &'static dyn MmuOps,
     format: Format,
@@ -287,6 +287,15 @@ impl Space {
         }
     }
 
+    /// Makes processors forget a range.
+    fn flush(&self, machine: &dyn Machine, range: Pages) {
+        self.ops.flush_tlb_multi(
+            machine,
+            range.start << PAGE_SHIFT,
+            range.end() << PAGE_SHIFT,
+        );
+    }
+
     /// Maps the frames of a range from page number `start` on, where nothing is mapped yet, in
     /// leaves as large as `max_level` allows.
     ///
@@ -330,6 +339,8 @@ impl Space {
             // All that is there now came from us, and giving up whole leaves needs no table.
             let mut done = 0;
             let _ = builder.unmap(root, top, range, &mut done);
+            // A processor may have used what was there for a moment.
+            self.flush(machine, range);
         }
         result
     }
@@ -353,11 +364,7 @@ impl Space {
             pages,
         };
         let result = builder.unmap(root, top, range, &mut done);
-        self.ops.flush_tlb_multi(
-            machine,
-            range.start << PAGE_SHIFT,
-            range.end() << PAGE_SHIFT,
-        );
+        self.flush(machine, range);
         (done, result)
     }
 
@@ -393,11 +400,7 @@ impl Space {
             pages,
         };
         let result = builder.change(root, top, range, (range.start, change), &mut done);
-        self.ops.flush_tlb_multi(
-            machine,
-            range.start << PAGE_SHIFT,
-            range.end() << PAGE_SHIFT,
-        );
+        self.flush(machine, range);
         (done, result)
     }
 
@@ -537,6 +540,13 @@ const fn index(page: u64, level: usize) -> u64 {
     (page >> (TABLE_BITS as usize * level)) & (TABLE_WORDS as u64 - 1)
 }
 
+/// Takes an entry out, after which the processor sets no bits in it, and returns it as it was.
+fn take(machine: &dyn Machine, slot: Slot) -> u64 {
+    machine
+        .table(slot.table)
+        .map_or(0, |table| table.swap(slot.index, 0))
+}
+
 /// Returns the table that an entry links.
 fn link(level: usize, val: u64) -> Option<Pfn> {
     if val & bits::PRESENT == 0 || is_leaf(level, val) {
@@ -655,34 +665,36 @@ impl<P: TablePages> Builder<'_, P> {
         for (index, part) in parts(range, level) {
             let slot = Slot { table, index };
             let pfn = plan.pfn(part.start).ok_or(PagingError::BadRange)?;
-            if self.fits(level, part, pfn, plan) {
+            let (val, raw) = self.get(level, slot)?;
+            if self.fits(level, part, pfn, plan, raw) {
                 let flags = self.space.format.leaf(level, plan.flags);
                 self.set(level, slot, pfn.get() << PAGE_SHIFT | flags);
                 continue;
             }
             // OVERFLOW: A page always fits at level 0.
             let below = level - 1;
-            let child = match self.get(level, slot)? {
-                (_, 0) => {
+            let child = match raw {
+                0 => {
                     let child = self.new_table(below)?;
                     self.set_link(level, slot, child);
                     child
                 }
-                (val, _) => link(level, val).ok_or(PagingError::Occupied)?,
+                _ => link(level, val).ok_or(PagingError::Occupied)?,
             };
             self.map(child, below, part, plan)?;
         }
         Ok(())
     }
 
-    /// Returns whether a part can be one leaf at `level`.
-    fn fits(&self, level: usize, part: Pages, pfn: Pfn, plan: &Plan) -> bool {
+    /// Returns whether a part can be one leaf at `level`, where `raw` is in the table.
+    fn fits(&self, level: usize, part: Pages, pfn: Pfn, plan: &Plan, raw: u64) -> bool {
         let span = span_pages(level);
         level == 0
             || (level <= plan.max_level.min(self.space.format.max_leaf_level)
                 && part.nr_pages == span
                 && pfn.get() % span == 0
-                // A table that is there may have been made for neighbours, and has room.
+                // A table may be there in which a backend made all entries empty. It has room.
+                && raw == 0
                 && self.space.ops.can_be_leaf(self.machine, level, pfn))
     }
 
@@ -708,7 +720,7 @@ impl<P: TablePages> Builder<'_, P> {
                     *done += part.nr_pages;
                     continue;
                 }
-                None => self.split(level, slot, val)?,
+                None => self.split(level, slot)?,
             };
             // OVERFLOW: Level 0 has no links, and its leaves are of one page.
             let below = level - 1;
@@ -741,7 +753,7 @@ impl<P: TablePages> Builder<'_, P> {
                     *done += part.nr_pages;
                     continue;
                 }
-                None => self.split(level, slot, val)?,
+                None => self.split(level, slot)?,
             };
             // OVERFLOW: Level 0 has no links, and its leaves can be changed.
             self.change(child, level - 1, part, (origin, change), done)?;
@@ -778,23 +790,23 @@ impl<P: TablePages> Builder<'_, P> {
         let raw = if level == 0 {
             ops.ptep_modify_prot_start(&mut cx, slot).0
         } else {
-            machine
-                .table(slot.table)
-                .map_or(0, |table| table.swap(slot.index, 0))
+            take(machine, slot)
         };
         let val = ops.val(machine, level, raw);
-        let new = match (change, target) {
-            (Change::Flags(flags), _) => {
-                let kept = val & (bits::ACCESSED | bits::DIRTY);
-                val & frame_mask(level, val) | format.leaf(level, flags) | kept
-            }
+        let with_flags = |old: u64, flags: u64| {
+            let kept = old & (bits::ACCESSED | bits::DIRTY);
+            old & frame_mask(level, old) | format.leaf(level, flags) | kept
+        };
+        let word = match (change, target) {
+            // The kernel has no number for the frame. It's the same one afterwards.
+            (Change::Flags(flags), _) if raw & !val & bits::PRESENT != 0 => with_flags(raw, flags),
+            (Change::Flags(flags), _) => ops.make(machine, level, with_flags(val, flags)),
             (Change::Frames(_), Some(pfn)) => {
                 let flags = format.leaf(level, format.flags(level, val));
-                pfn.get() << PAGE_SHIFT | flags
+                ops.make(machine, level, pfn.get() << PAGE_SHIFT | flags)
             }
             (Change::Frames(_), None) => 0,
         };
-        let word = ops.make(machine, level, new);
         if level == 0 {
             ops.ptep_modify_prot_commit(&mut cx, slot, super::pv::Pte(word));
         } else {
@@ -821,10 +833,12 @@ impl<P: TablePages> Builder<'_, P> {
                         continue;
                     }
                     if level == 0 {
+                        let raw = take(self.machine, slot);
+                        let val = self.space.ops.val(self.machine, level, raw);
                         self.set(level, slot, val & !bits::PRESENT | bits::SUSPENDED);
                         continue;
                     }
-                    self.split(level, slot, val)?
+                    self.split(level, slot)?
                 }
             };
             // OVERFLOW: Level 0 has no links.
@@ -850,24 +864,29 @@ impl<P: TablePages> Builder<'_, P> {
     }
 
     /// Replaces a large leaf by a table of smaller ones that map the same.
-    fn split(&mut self, level: usize, slot: Slot, val: u64) -> Result<Pfn, PagingError> {
+    ///
+    /// A leaf is a run of the machine, so that is no matter of translation: whatever is at its PFNs
+    /// by now, and if there are no PFNs at all, as it's somebody else's.
+    fn split(&mut self, level: usize, slot: Slot) -> Result<Pfn, PagingError> {
         // OVERFLOW: Leaves of level 0 are never split.
         let below = level - 1;
         let child = self.new_table(below)?;
+        let raw = take(self.machine, slot);
         let format = self.space.format;
-        let leaf = match format.leaf(below, format.flags(level, val)) {
+        let leaf = match format.leaf(below, format.flags(level, raw)) {
             // One that isn't present stays so.
-            leaf if val & bits::PRESENT == 0 => leaf & !bits::PRESENT,
+            leaf if raw & bits::PRESENT == 0 => leaf & !bits::PRESENT,
             leaf => leaf,
         };
+        let (ops, mut cx) = self.context();
         for index in 0..TABLE_WORDS as u64 {
-            // OVERFLOW: The frames of a leaf are PFNs, or close to them.
-            let number = frame(level, val) + index * span_pages(below);
+            // OVERFLOW: The last frame of a leaf has a number as the first one has.
+            let number = frame(level, raw) + index * span_pages(below);
             let slot = Slot {
                 table: child,
                 index,
             };
-            self.set(below, slot, number << PAGE_SHIFT | leaf);
+            ops.set(&mut cx, below, slot, number << PAGE_SHIFT | leaf);
         }
         self.set_link(level, slot, child);
         Ok(child)
