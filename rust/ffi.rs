@@ -2,7 +2,7 @@
 
 //! C functions of this module.
 //!
-//! C header: [`rust/helpers.h`](helpers.h)
+//! C headers: [`rust/helpers.h`](helpers.h), [`rust/cpu_access.h`](cpu_access.h)
 
 use kernel::{
     bindings,
@@ -39,4 +39,34 @@ extern "C" {
     pub(crate) fn p2m_mapping_unlock(mapping: *mut bindings::address_space);
     pub(crate) fn p2m_mapping_lock_shared(mapping: *mut bindings::address_space);
     pub(crate) fn p2m_mapping_unlock_shared(mapping: *mut bindings::address_space);
+}
+
+pub(crate) const P2M_CPU_XEN_PV: c_int = 1;
+pub(crate) const P2M_CPU_ENCRYPTED: c_int = 2;
+pub(crate) const P2M_CPU_NO_NX: c_int = 3;
+
+/// Words to read or to write. The C side describes the fields.
+#[allow(non_camel_case_types)]
+#[repr(C)]
+pub(crate) struct p2m_cpu_access {
+    pub(crate) root: *mut u64,
+    pub(crate) words: *mut u64,
+    pub(crate) address: u64,
+    pub(crate) nr_words: u64,
+    pub(crate) nr_done: u64,
+    pub(crate) checksum: u64,
+    pub(crate) trap: u32,
+    pub(crate) is_write: bool,
+    pub(crate) is_readable: bool,
+}
+
+const _: () = assert!(size_of::<p2m_cpu_access>() == 56);
+
+extern "C" {
+    pub(crate) fn p2m_cpu_refusal() -> c_int;
+    pub(crate) fn p2m_cpu_nr_levels() -> u32;
+    pub(crate) fn p2m_cpu_has_gbpages() -> bool;
+    pub(crate) fn p2m_cpu_table(mfn: u64) -> *mut u64;
+    pub(crate) fn p2m_cpu_table_mfn(table: *const u64) -> u64;
+    pub(crate) fn p2m_cpu_access(access: *mut p2m_cpu_access);
 }

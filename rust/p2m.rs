@@ -33,6 +33,8 @@ use crate::{
 
 mod abi;
 mod commands;
+#[expect(dead_code)]
+mod cpu;
 mod device;
 mod domain;
 mod ffi;
