@@ -337,7 +337,7 @@ impl Maps {
         self.prune_m2p(writer, store, views, first, last);
     }
 
-    /// Exchanges what is at two PFNs. It needs no table, so it can't fail.
+    /// Exchanges the frames of two PFNs, if both have one. It needs no table, so it can't fail.
     pub fn exchange<S: TableStore, V: Views>(
         &self,
         _: &mut Writer,
@@ -346,8 +346,11 @@ impl Maps {
         (a, b): (Pfn, Pfn),
     ) {
         let (at_a, at_b) = (self.lookup(store, a), self.lookup(store, b));
+        if a == b || at_a.owned().is_none() || at_b.owned().is_none() {
+            return;
+        }
         for (pfn, old, new) in [(a, at_a, at_b), (b, at_b, at_a)] {
-            // Both maps have leaves for what is there. What isn't backed is not in a map at all.
+            // Both maps have leaves for what is there.
             self.p2m.replace(store, pfn.get(), new.raw());
             if let Some(mfn) = new.owned() {
                 self.m2p.replace(store, mfn.get(), pfn.get());

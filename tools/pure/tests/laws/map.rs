@@ -2,11 +2,12 @@
 
 //! P2M and M2P against a bijection that is kept in ordered maps.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use p2m_pure::entry::{Entry, INVALID};
 use p2m_pure::frame::{Mfn, Pfn};
-use p2m_pure::map::{Maps, SetError, Which};
+use p2m_pure::map::{Finding, Maps, SetError, Views, Which};
 use p2m_pure::table::{NoMemory, TableStore};
 use p2m_pure_host::store::Store;
 use proptest::prelude::*;
@@ -42,7 +43,7 @@ fn owned(model: &BTreeMap<u64, Entry>) -> impl Iterator<Item = (u64, u64)> + '_ 
 
 /// Checks both maps, whole and word by word, and what they cost.
 #[track_caller]
-fn assert_holds<V: p2m_pure::map::Views>(domain: &Domain<V>, model: &BTreeMap<u64, Entry>) {
+fn assert_holds<V: Views>(domain: &Domain<V>, model: &BTreeMap<u64, Entry>) {
     let store = &domain.store;
     for at in PFNS {
         let expected = model.get(&at).copied().unwrap_or(Entry::Invalid);
@@ -63,6 +64,7 @@ fn assert_holds<V: p2m_pure::map::Views>(domain: &Domain<V>, model: &BTreeMap<u6
     for which in [Which::P2m, Which::M2p] {
         assert_eq!(domain.maps.generation(store, which) % 2, 0);
     }
+    assert_eq!(domain.writer.nr_frames(), inverse.len() as u64);
     let frames = inverse.keys().copied().collect();
     assert_eq!(domain.writer.nr_tables(Which::M2p), nr_tables(&frames));
     let nr_tables = [Which::P2m, Which::M2p].map(|which| domain.writer.nr_tables(which));
@@ -320,6 +322,211 @@ fn the_next_backed_pfn_skips_missing_leaves() {
     assert_eq!(empty.maps.next_backed(&empty.store, Pfn::ZERO), None);
 }
 
+/// Two PFNs and a frame for each, in leaves that are far from each other.
+const PAIR: [(u64, u64); 2] = [(3, span(3)), (span(2), 5)];
+
+fn pair() -> (Domain, BTreeMap<u64, Entry>) {
+    let model = PAIR.map(|(at, frame)| (at, Entry::Present(mfn(frame))));
+    (filled(&model.into()), model.into())
+}
+
+/// A region gets a machine run: all that can fail comes before anything is changed.
+#[test]
+fn replacing_reserved_frames_needs_no_memory() {
+    // The run goes over two borders of leaves.
+    let first = span(2) - 1;
+    let run = (mfn(first), mfn(first + span(1) + 1));
+    for nr_good in 0.. {
+        let (mut domain, mut model) = pair();
+        let Domain {
+            store,
+            maps,
+            writer,
+            ..
+        } = &mut domain;
+        let tables = writer.nr_tables(Which::M2p);
+        store.fail_after(nr_good);
+        if maps.reserve_frames(writer, store, &(), run) == Err(NoMemory) {
+            assert_eq!(writer.nr_tables(Which::M2p), tables, "{nr_good}");
+            assert_holds(&domain, &model);
+            continue;
+        }
+        store.fail_after(0);
+        for (nr, (at, old)) in PAIR.into_iter().enumerate() {
+            // One at either end of the run.
+            let frame = [run.0, run.1][nr];
+            let replaced = maps.replace(writer, store, &(), pfn(at), frame);
+            assert_eq!(replaced, Some(mfn(old)));
+            assert_eq!(maps.mfn_to_pfn(store, mfn(old)), None);
+            assert_eq!(maps.mfn_to_pfn(store, frame), Some(pfn(at)));
+            model.insert(at, Entry::Present(frame));
+        }
+        maps.prune_frames(writer, store, &(), (mfn(0), mfn(Mfn::LIMIT - 1)));
+        store.fail_never();
+        assert_holds(&domain, &model);
+        break;
+    }
+}
+
+#[test]
+fn only_frames_of_the_domain_are_replaced() {
+    for entry in entries().filter(|entry| entry.owned().is_none()) {
+        let mut domain = Domain::new(());
+        domain.set(pfn(7), entry).unwrap();
+        let Domain {
+            store,
+            maps,
+            writer,
+            ..
+        } = &mut domain;
+        let frames = (mfn(2), mfn(2));
+        maps.reserve_frames(writer, store, &(), frames).unwrap();
+        assert_eq!(maps.replace(writer, store, &(), pfn(7), mfn(2)), None);
+        assert_eq!(maps.replace(writer, store, &(), pfn(span(2)), mfn(2)), None);
+        maps.prune_frames(writer, store, &(), frames);
+        assert_eq!(domain.lookup(pfn(7)), entry);
+        assert_eq!(domain.writer.nr_frames(), 0);
+        assert_eq!(domain.writer.nr_tables(Which::M2p), 0);
+    }
+}
+
+#[test]
+fn exchanging_is_for_frames_and_its_own_inverse() {
+    let (mut domain, mut model) = pair();
+    let exchange = |domain: &mut Domain, a, b| {
+        let pfns = (pfn(a), pfn(b));
+        let (maps, writer) = (&domain.maps, &mut domain.writer);
+        maps.exchange(writer, &domain.store, &(), pfns);
+    };
+    domain.store.fail_after(0);
+    let [(a, at_a), (b, at_b)] = PAIR.map(|(at, frame)| (at, Entry::Present(mfn(frame))));
+    for [first, second] in [[at_b, at_a], [at_a, at_b]] {
+        exchange(&mut domain, a, b);
+        model = BTreeMap::from([(a, first), (b, second)]);
+        assert_eq!(
+            (domain.lookup(pfn(a)), domain.lookup(pfn(b))),
+            (first, second)
+        );
+        assert_holds(&domain, &model);
+    }
+    // With itself, with a hole in a leaf, and with what has no leaf.
+    for other in [a, a + 1, span(3)] {
+        exchange(&mut domain, a, other);
+        exchange(&mut domain, other, a);
+        assert_eq!(domain.lookup(pfn(a)), at_a);
+        assert_holds(&domain, &model);
+    }
+    domain.store.fail_never();
+    for entry in [Entry::Foreign(mfn(9)), Entry::Identity(mfn(9))] {
+        domain.set(pfn(a + 1), entry).unwrap();
+        exchange(&mut domain, a, a + 1);
+        assert_eq!(domain.lookup(pfn(a)), at_a);
+        assert_eq!(domain.lookup(pfn(a + 1)), entry);
+    }
+}
+
+#[test]
+fn the_next_frame_is_the_first_one_of_the_domain() {
+    for model in models() {
+        let domain = filled(&model);
+        let inverse: BTreeMap<u64, u64> = owned(&model).collect();
+        let ends = MFNS.into_iter().chain([2, span(2) + 2, Mfn::LIMIT]);
+        for end in ends {
+            for from in MFNS {
+                let expected = if from < end {
+                    inverse.range(from..end).next()
+                } else {
+                    None
+                };
+                let next = domain.maps.next_frame(&domain.store, mfn(from), end);
+                let next = next.map(|(frame, at)| (frame.get(), at.get()));
+                assert_eq!(next, expected.map(|(&frame, &at)| (frame, at)));
+            }
+        }
+    }
+}
+
+#[test]
+fn an_audit_finds_what_is_wrong_and_leaves_it() {
+    let (mut domain, _) = pair();
+    domain.set(pfn(4), Entry::Foreign(mfn(5))).unwrap();
+    let audit = |domain: &Domain| {
+        let mut findings = Vec::new();
+        let nr_frames = domain
+            .maps
+            .audit(&domain.store, |found| findings.push(found));
+        (nr_frames, findings)
+    };
+    assert_eq!(audit(&domain), (2, vec![]));
+    let [(a, frame), (b, _)] = PAIR;
+    for (which, at, word, nr_frames, expected) in [
+        // A frame at two PFNs, also if the other one is the one that the M2P names.
+        (Which::P2m, a + 2, frame, 3, vec![Finding::BadP2m(a + 2)]),
+        (
+            Which::M2p,
+            frame,
+            a + 2,
+            2,
+            vec![Finding::BadP2m(a), Finding::BadM2p(frame)],
+        ),
+        // A word of the M2P that is stale, of a foreign frame, or of no PFN.
+        (
+            Which::M2p,
+            frame + 1,
+            a,
+            2,
+            vec![Finding::BadM2p(frame + 1)],
+        ),
+        (
+            Which::M2p,
+            frame + 1,
+            4,
+            2,
+            vec![Finding::BadM2p(frame + 1)],
+        ),
+        (
+            Which::M2p,
+            frame + 1,
+            Pfn::LIMIT,
+            2,
+            vec![Finding::BadM2p(frame + 1)],
+        ),
+        // A frame that the M2P doesn't know, or one that the P2M lost.
+        (Which::M2p, frame, INVALID, 2, vec![Finding::BadP2m(a)]),
+        (Which::P2m, b, INVALID, 1, vec![Finding::BadM2p(5)]),
+    ] {
+        let leaf = domain.maps.leaf(&domain.store, which, at);
+        let table = domain.store.table(leaf);
+        let before = table.load(at);
+        table.store(at, word);
+        assert_eq!(audit(&domain), (nr_frames, expected.clone()));
+        assert_eq!(audit(&domain), (nr_frames, expected));
+        assert_eq!(table.load(at), word);
+        table.store(at, before);
+    }
+    assert_eq!(audit(&domain), (2, vec![]));
+}
+
+/// Keeps a P2M of its own, from what it's told.
+#[derive(Default)]
+struct Follower {
+    entries: RefCell<BTreeMap<u64, Entry>>,
+}
+
+impl Views for &Follower {
+    fn leaf_replaced(&self, _: Which, _: u64) {}
+
+    fn changed(&self, pfn: Pfn, old: Entry, new: Entry) {
+        let mut entries = self.entries.borrow_mut();
+        let before = match new {
+            Entry::Invalid => entries.remove(&pfn.get()),
+            new => entries.insert(pfn.get(), new),
+        };
+        assert_eq!(before.unwrap_or(Entry::Invalid), old);
+        assert_ne!(old, new, "told of nothing");
+    }
+}
+
 /// What the maps cost: 16 bytes a page in leaves, and what leads to them.
 mod cost {
     use super::*;
@@ -380,8 +587,12 @@ enum Op {
     Set(usize, Entry),
     /// A set, during which no more than so many allocations succeed.
     Starve(usize, Entry, u64),
-    /// Two PFNs change their frames.
+    /// Two PFNs change their frames, by way of nothing.
     Swap(usize, usize),
+    /// Two PFNs exchange their frames.
+    Exchange(usize, usize),
+    /// A PFN gets a frame for which a table was reserved.
+    Replace(usize, usize),
     Clear(usize, u64),
 }
 
@@ -392,6 +603,8 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (at(), entry()).prop_map(|(at, entry)| Op::Set(at, entry)),
         2 => (at(), entry(), 0..8u64).prop_map(|(at, entry, nr)| Op::Starve(at, entry, nr)),
         2 => (at(), at()).prop_map(|(a, b)| Op::Swap(a, b)),
+        2 => (at(), at()).prop_map(|(a, b)| Op::Exchange(a, b)),
+        2 => (at(), 0..MFNS.len()).prop_map(|(at, frame)| Op::Replace(at, frame)),
         2 => (at(), 1..600u64).prop_map(|(at, nr)| Op::Clear(at, nr)),
     ]
 }
@@ -403,7 +616,8 @@ proptest! {
     fn maps_are_a_bijection_on_the_frames_of_the_domain(
         ops in prop::collection::vec(op(), 1..80),
     ) {
-        let mut domain = Domain::new(());
+        let follower = Follower::default();
+        let mut domain = Domain::new(&follower);
         let mut model = BTreeMap::<u64, Entry>::new();
         for op in ops {
             match op {
@@ -438,6 +652,38 @@ proptest! {
                         model.insert(at, entry);
                     }
                 }
+                Op::Exchange(a, b) => {
+                    let (a, b) = (PFNS[a], PFNS[b]);
+                    let Domain { store, maps, writer, views } = &mut domain;
+                    store.fail_after(0);
+                    maps.exchange(writer, store, views, (pfn(a), pfn(b)));
+                    store.fail_never();
+                    let is_owned = |at| owned(&model).any(|(_, place)| place == at);
+                    if a != b && is_owned(a) && is_owned(b) {
+                        let at_a = model[&a];
+                        let at_b = model.insert(b, at_a).unwrap();
+                        model.insert(a, at_b);
+                    }
+                }
+                Op::Replace(at, frame) => {
+                    let (at, frame) = (PFNS[at], MFNS[frame]);
+                    if owned(&model).any(|(other, _)| other == frame) {
+                        continue;
+                    }
+                    let Domain { store, maps, writer, views } = &mut domain;
+                    let frames = (mfn(frame), mfn(frame));
+                    maps.reserve_frames(writer, store, views, frames).unwrap();
+                    store.fail_after(0);
+                    let old = maps.replace(writer, store, views, pfn(at), mfn(frame));
+                    store.fail_never();
+                    let expected = model.get(&at).and_then(|entry| entry.owned());
+                    prop_assert_eq!(old, expected);
+                    if let Some(old) = old {
+                        model.insert(at, Entry::Present(mfn(frame)));
+                        maps.prune_frames(writer, store, views, (old, old));
+                    }
+                    maps.prune_frames(writer, store, views, frames);
+                }
                 Op::Clear(at, nr) => {
                     let start = PFNS[at];
                     let nr = nr.min(Pfn::LIMIT - start);
@@ -456,7 +702,10 @@ proptest! {
             }
             model.retain(|_, entry| *entry != Entry::Invalid);
             assert_holds(&domain, &model);
+            prop_assert_eq!(&*follower.entries.borrow(), &model);
         }
+        let nr_frames = domain.maps.audit(&domain.store, |found| panic!("{found:?}"));
+        prop_assert_eq!(nr_frames, owned(&model).count() as u64);
         for at in PFNS {
             domain.clear(range(at, 1));
         }

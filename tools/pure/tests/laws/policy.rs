@@ -5,7 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use p2m_pure::frame::Mfn;
-use p2m_pure::policy::{FrameError, FrameSource, Policy, MIN_SCATTER};
+use p2m_pure::policy::{
+    Candidates, Exclusions, FrameError, FrameSource, NoRoom, Policy, MAX_EXCLUSIONS, MIN_SCATTER,
+};
 use p2m_pure_host::machine::{Machine, Pick};
 use proptest::prelude::*;
 
@@ -478,6 +480,142 @@ fn who_is_told_to_stop_gives_everything_back() {
                 assert_ne!(nr_stops, 0);
             }
         }
+    }
+}
+
+/// Places are filled one by one, in any order, next to others that are filled already.
+#[test]
+fn candidates_are_scattered_into_places_in_any_order() {
+    for kind in KINDS {
+        for nr in [1, 2, 3, 4, 7, 64, 200] {
+            let all = kind.frames(nr + Candidates::SPARE);
+            for step in [1, 3, 7, 11] {
+                let mut machine: Machine = Machine::new(all.iter().copied(), Pick::Lowest);
+                let mut room = vec![Mfn::ZERO; nr + Candidates::SPARE];
+                let policy = Policy::Scatter { seed: step };
+                let mut candidates = Candidates::new(&mut machine, &mut room, policy).unwrap();
+                let mut places: Vec<Option<Mfn>> = vec![None; nr];
+                // Every `step`th place, then those that were left out.
+                let mut order: Vec<usize> = (0..nr).collect();
+                order.sort_by_key(|at| at % step as usize);
+                for at in order {
+                    let before = at.checked_sub(1).and_then(|at| places[at]);
+                    let behind = places.get(at + 1).copied().flatten();
+                    places[at] = candidates.take([before, behind]);
+                    assert!(places[at].is_some(), "{kind:?} {nr} {step}");
+                }
+                candidates.give_back(&mut machine);
+                let frames: Vec<Mfn> = places.into_iter().flatten().collect();
+                assert!(is_scattered(&frames), "{frames:?}");
+                assert_eq!(sorted(&frames), machine.taken_frames());
+            }
+        }
+    }
+}
+
+#[test]
+fn candidates_are_given_back_once() {
+    for policy in [Policy::Any, Policy::Contiguous, Policy::Scatter { seed: 1 }] {
+        let all = Kind::Block.frames(20);
+        let mut machine: Machine = Machine::new(all.iter().copied(), Pick::Lowest);
+        let mut room = [Mfn::ZERO; 5];
+        let mut candidates = Candidates::new(&mut machine, &mut room, policy).unwrap();
+        let taken: Vec<Mfn> = (0..5).filter_map(|_| candidates.take([None; 2])).collect();
+        assert_eq!(sorted(&taken), machine.taken_frames());
+        assert_eq!(taken.len(), 5);
+        assert_eq!(candidates.take([None; 2]), None);
+        // What came back can be taken again.
+        candidates.put(taken[2]);
+        candidates.put(taken[0]);
+        let again = candidates.take([None; 2]).unwrap();
+        assert!([taken[0], taken[2]].contains(&again));
+        candidates.give_back(&mut machine);
+        let mut kept: Vec<Mfn> = vec![taken[1], taken[3], taken[4], again];
+        kept.sort_unstable();
+        assert_eq!(machine.taken_frames(), numbers(&kept));
+
+        machine.fail_after(0);
+        let mut room = [Mfn::ZERO; 5];
+        let error = Candidates::new(&mut machine, &mut room, policy).err();
+        assert_eq!(error, Some(FrameError::NoMemory));
+        assert_eq!(machine.taken_frames(), numbers(&kept));
+    }
+}
+
+#[test]
+fn a_neighbour_is_no_candidate() {
+    for (frame, is_good) in [(98, true), (99, false), (101, false), (102, true)] {
+        for neighbours in [[Some(mfn(100)), None], [None, Some(mfn(100))]] {
+            for policy in [Policy::Any, Policy::Scatter { seed: 0 }] {
+                let mut line = Line::new([frame]);
+                let mut room = [Mfn::ZERO];
+                let mut candidates = Candidates::new(&mut line, &mut room, policy).unwrap();
+                let is_any = policy == Policy::Any;
+                let taken = candidates.take(neighbours);
+                assert_eq!(taken, (is_any || is_good).then_some(mfn(frame)));
+            }
+        }
+    }
+}
+
+mod exclusions {
+    use super::*;
+
+    #[test]
+    fn are_the_union_of_the_ranges_that_were_added() {
+        let ranges = [(3, 5), (4, 9), (12, 13), (20, 20), (9, 8)];
+        for bits in 0..1u32 << ranges.len() {
+            let mut exclusions = Exclusions::new();
+            let added = |at: &usize| bits >> at & 1 != 0;
+            let chosen: Vec<_> = (0..ranges.len())
+                .filter(added)
+                .map(|at| ranges[at])
+                .collect();
+            for &(start, end) in &chosen {
+                assert_eq!(exclusions.add(start, end), Ok(()));
+                assert_eq!(exclusions.add(start, end), Ok(()), "twice is once");
+            }
+            let is_out = |at| chosen.iter().any(|&(start, end)| start <= at && at < end);
+            for first in 0..25 {
+                for nr in 1..12 {
+                    let expected = (first..first + nr).any(is_out);
+                    assert_eq!(exclusions.has_any(mfn(first), nr), expected);
+                }
+            }
+            assert!(exclusions.nr_frames() >= (0..25).filter(|&at| is_out(at)).count() as u64);
+            for &(start, end) in &chosen {
+                assert_eq!(exclusions.remove(start, end), start < end);
+                assert!(!exclusions.remove(start, end), "it's gone");
+            }
+            assert!(!exclusions.has_any(Mfn::ZERO, u64::MAX));
+            assert_eq!(exclusions.nr_frames(), 0);
+        }
+    }
+
+    #[test]
+    fn have_room_for_so_many() {
+        let mut exclusions = Exclusions::default();
+        for at in 0..MAX_EXCLUSIONS as u64 {
+            assert_eq!(exclusions.add(10 * at, 10 * at + 1), Ok(()));
+        }
+        assert_eq!(exclusions.add(5, 6), Err(NoRoom));
+        assert!(!exclusions.has_any(mfn(5), 1));
+        // One that is there, or that is none, needs no room.
+        assert_eq!(exclusions.add(10, 11), Ok(()));
+        assert_eq!(exclusions.add(7, 7), Ok(()));
+        assert!(exclusions.remove(10, 11));
+        assert_eq!(exclusions.add(5, 6), Ok(()));
+        assert!(exclusions.has_any(mfn(5), 1));
+    }
+
+    #[test]
+    fn may_be_everything() {
+        let mut exclusions = Exclusions::new();
+        exclusions.add(0, u64::MAX).unwrap();
+        exclusions.add(1, u64::MAX).unwrap();
+        assert!(exclusions.has_any(mfn(Mfn::LIMIT - 1), 1));
+        assert!(exclusions.has_any(mfn(Mfn::LIMIT - 1), u64::MAX));
+        assert_eq!(exclusions.nr_frames(), u64::MAX);
     }
 }
 
