@@ -90,10 +90,18 @@ macro_rules! commands {
     )*};
 }
 
+/// Flags of a region.
+const REGION_FLAGS: u32 = P2M_REGION_FIXED
+    | P2M_REGION_ON_DEMAND
+    | P2M_REGION_GUARDED
+    | P2M_REGION_NODE
+    | P2M_REGION_RANGE
+    | P2M_REGION_COLOUR;
+
 commands! {
     p2m_info = P2M_CMD_INFO, 72, 0;
-    p2m_stat = P2M_CMD_STAT, 88, 0;
-    p2m_region_create = P2M_CMD_REGION_CREATE, 40, P2M_REGION_FIXED | P2M_REGION_ON_DEMAND;
+    p2m_stat = P2M_CMD_STAT, 96, 0;
+    p2m_region_create = P2M_CMD_REGION_CREATE, 72, REGION_FLAGS;
     p2m_region_destroy = P2M_CMD_REGION_DESTROY, 16, 0;
     p2m_region_list = P2M_CMD_REGION_LIST, 40, 0;
     p2m_translate = P2M_CMD_TRANSLATE, 32, P2M_TRANSLATE_M2P;
@@ -113,11 +121,13 @@ commands! {
     p2m_contiguous = P2M_CMD_CONTIGUOUS, 32, 0;
     p2m_exchange = P2M_CMD_EXCHANGE, 48, 0;
     p2m_audit = P2M_CMD_AUDIT, 88, 0;
+    p2m_guard_check = P2M_CMD_GUARD_CHECK, 72, P2M_GUARD_REFILL;
 }
 
 // What the header says and the pure part knows, too.
 // CAST: bindgen makes signed constants of words with the highest bit set.
 static_assert!(P2M_ENTRY_INVALID as u64 == entry::INVALID);
+static_assert!(P2M_ENTRY_GUARD as u64 == entry::GUARD);
 static_assert!(P2M_ENTRY_FOREIGN as u64 == entry::FOREIGN);
 static_assert!(P2M_ENTRY_IDENTITY == entry::IDENTITY);
 static_assert!(P2M_MAX_PFN as u64 == Pfn::LIMIT);

@@ -9,13 +9,17 @@ use kernel::{
 
 use crate::{
     abi,
+    cpu,
     domain::{
         self,
         Domain,
         Place,
         Request, //
     },
-    frames,
+    frames::{
+        self,
+        Origin, //
+    },
     pure::{
         frame::{
             Pfn,
@@ -51,6 +55,9 @@ pub(crate) fn info(domain: &Domain, command: &mut abi::p2m_info) -> Result {
     command.out_max_total_pages = frames::max_total();
     command.out_max_regions = domain::max_regions();
     command.out_default_policy = domain::default_policy();
+    if cpu::availability().is_ok() {
+        command.out_features |= u64::from(abi::P2M_FEATURE_CPU_ACCESS);
+    }
     if domain.sees_mfns() {
         command.out_features |=
             u64::from(abi::P2M_FEATURE_MFN_VISIBLE | abi::P2M_FEATURE_TABLE_MMAP);
@@ -67,9 +74,10 @@ pub(crate) fn stat(domain: &Domain, command: &mut abi::p2m_stat) -> Result {
 
 /// `P2M_REGION_CREATE`
 pub(crate) fn region_create(domain: &Domain, command: &mut abi::p2m_region_create) -> Result {
-    if command.__reserved != 0 {
+    if command.__reserved != 0 || command.__reserved2 != 0 {
         return Err(EINVAL);
     }
+    let origin = origin(domain, command)?;
     let place = if command.flags & abi::P2M_REGION_FIXED != 0 {
         Place::Fixed(abi::range(command.base_pfn, command.nr_pages)?)
     } else {
@@ -84,10 +92,52 @@ pub(crate) fn region_create(domain: &Domain, command: &mut abi::p2m_region_creat
         flags: command.flags & !abi::P2M_REGION_FIXED,
         policy: command.policy,
         seed: command.seed,
+        origin,
     };
     let range = domain.create(&request)?;
     command.base_pfn = range.start().get();
     Ok(())
+}
+
+/// Returns where the frames of a region shall come from.
+fn origin(domain: &Domain, command: &abi::p2m_region_create) -> Result<Origin> {
+    let has = |flag| command.flags & flag != 0;
+    let is_guarded = has(abi::P2M_REGION_GUARDED);
+    let mut origin = Origin::ANYWHERE;
+    origin.constraint.is_guarded = is_guarded;
+
+    if (has(abi::P2M_REGION_RANGE) || has(abi::P2M_REGION_COLOUR)) && !domain.sees_mfns() {
+        return Err(EPERM);
+    }
+    match (command.start_mfn, command.end_mfn) {
+        (0, 0) if !has(abi::P2M_REGION_RANGE) => (),
+        (start, end) if has(abi::P2M_REGION_RANGE) && start < end => {
+            origin.constraint.range = (start, end);
+        }
+        _ => return Err(EINVAL),
+    }
+    match (command.divisor, command.colour) {
+        (0, 0) if !has(abi::P2M_REGION_COLOUR) => (),
+        (divisor, colour) if has(abi::P2M_REGION_COLOUR) && colour < divisor => {
+            origin.constraint.colour = Some((divisor, colour));
+        }
+        _ => return Err(EINVAL),
+    }
+    match c_int::try_from(command.node) {
+        Ok(0) if !has(abi::P2M_REGION_NODE) => (),
+        Ok(node) if has(abi::P2M_REGION_NODE) && frames::is_memory_node(node) => {
+            if is_guarded {
+                return Err(EOPNOTSUPP);
+            }
+            origin.node = Some(node);
+        }
+        _ => return Err(EINVAL),
+    }
+    let is_picky = is_guarded || has(abi::P2M_REGION_COLOUR) || has(abi::P2M_REGION_ON_DEMAND);
+    if is_picky && command.policy == abi::P2M_POLICY_CONTIGUOUS {
+        return Err(EINVAL);
+    }
+    Ok(origin)
 }
 
 /// `P2M_REGION_DESTROY`

@@ -74,6 +74,7 @@ impl MiscDevice for Domain {
             p2m_space_change => space_commands::change,
             p2m_space_walk => space_commands::walk,
             p2m_space_dump => space_commands::dump,
+            p2m_space_access => space_commands::access,
             p2m_release => live_commands::release,
             p2m_populate => live_commands::populate,
             p2m_move => live_commands::move_pages,
@@ -81,6 +82,7 @@ impl MiscDevice for Domain {
             p2m_contiguous => live_commands::contiguous,
             p2m_exchange => live_commands::exchange,
             p2m_audit => live_commands::audit,
+            p2m_guard_check => live_commands::check_guards,
         })
     }
 

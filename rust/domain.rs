@@ -39,6 +39,7 @@ use crate::{
         self,
         Charge,
         Filtered,
+        Origin,
         Source, //
     },
     mapping::Mapping,
@@ -62,7 +63,6 @@ use crate::{
         },
         policy::{
             Exclusions,
-            FrameError,
             FrameSource,
             Policy, //
         },
@@ -111,6 +111,7 @@ struct Region {
     flags: u32,
     policy: u32,
     seed: u64,
+    origin: Origin,
     /// What pays for the pages. [`None`] while they are being allocated: the region keeps its place
     /// then, but isn't there yet.
     charge: Option<Charge>,
@@ -134,8 +135,8 @@ struct State {
 
 impl State {
     /// Returns where frames for the domain come from.
-    fn source(&self) -> Filtered {
-        Filtered::new(self.exclusions)
+    fn source(&self, origin: Origin) -> Filtered {
+        Filtered::new(origin, self.exclusions)
     }
 
     /// Returns whether a region has a PFN in `range`.
@@ -188,6 +189,7 @@ pub(crate) struct Request {
     /// `P2M_POLICY_*`
     pub(crate) policy: u32,
     pub(crate) seed: u64,
+    pub(crate) origin: Origin,
 }
 
 /// Where a region shall be.
@@ -312,7 +314,7 @@ impl Domain {
     pub(crate) fn create(&self, request: &Request) -> Result<PfnRange> {
         let rule = rule(request.policy, request.seed)?;
         let range = self.reserve(request)?;
-        let result = self.populate(range, rule, request.flags);
+        let result = self.populate(range, rule, request);
         if result.is_err() {
             self.state.lock().remove(range.start().get());
         }
@@ -329,6 +331,7 @@ impl Domain {
             flags: 0,
             policy: default_policy(),
             seed: 0,
+            origin: Origin::ANYWHERE,
         };
         match self.create(&request) {
             // Somebody else was faster.
@@ -355,6 +358,7 @@ impl Domain {
             flags: request.flags,
             policy: request.policy,
             seed: request.seed,
+            origin: request.origin,
             charge: None,
         };
         state
@@ -366,25 +370,38 @@ impl Domain {
     }
 
     /// Gets frames for a reserved range and puts them there.
-    fn populate(&self, range: PfnRange, rule: Policy, flags: u32) -> Result {
-        let charge = Charge::new(range.nr_pages())?;
-        let nr_pages = match flags & abi::P2M_REGION_ON_DEMAND {
+    fn populate(&self, range: PfnRange, rule: Policy, request: &Request) -> Result {
+        // A guard for each page, roughly.
+        let weight = 1 + u64::from(request.origin.constraint.is_guarded);
+        // OVERFLOW: There are not more pages than PFNs.
+        let charge = Charge::new(range.nr_pages() * weight)?;
+        let nr_pages = match request.flags & abi::P2M_REGION_ON_DEMAND {
             0 => range.nr_pages(),
             _ => 0,
         };
-        if !Source::has_room_for(nr_pages) {
+        if !Source::has_room_for(nr_pages * weight) {
             return Err(ENOMEM);
         }
         let nr_pages = usize::try_from(nr_pages).map_err(|_| ENOMEM)?;
         let mut frames = KVVec::from_elem(Mfn::ZERO, nr_pages, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
+        let mut source = self.state.lock().source(request.origin);
         if nr_pages > 0 {
-            let mut source = self.state.lock().source();
-            rule.fill(&mut source, &mut frames)?;
+            rule.fill(&mut source, &mut frames)
+                .map_err(|error| source.reason(error))?;
         }
 
         let mut state = self.state.lock();
-        if let Err(error) = self.install(&mut state.writer, range, &frames) {
-            self.depopulate(&mut state.writer, range, |_| ());
+        let writer = &mut state.writer;
+        let result = self
+            .install(writer, range, &frames)
+            .and_then(|()| self.install_guards(writer, &mut source));
+        if let Err(error) = result {
+            // Guards that are in the map go with the frames, but the frames need not be there.
+            self.depopulate(writer, range, |mfn| {
+                if !frames.contains(&mfn) {
+                    Source.free(mfn);
+                }
+            });
             for &mfn in &frames {
                 Source.free(mfn);
             }
@@ -413,6 +430,26 @@ impl Domain {
             }
         }
         Ok(())
+    }
+
+    /// Puts the guards that a source has picked next to frames into the maps, as far as the frames
+    /// are there.
+    fn install_guards(&self, writer: &mut Writer, source: &mut Filtered) -> Result {
+        let guards = source.take_guards()?;
+        let views = self.mapping.lock();
+        let mut result = Ok(());
+        for &mfn in &guards {
+            if result.is_ok() && self.maps.has_neighbour(&self.store, mfn) {
+                // SAFETY: The frame is ours, and nobody else's.
+                unsafe { Source::table(mfn) }.fill(abi::P2M_GUARD_PATTERN);
+                result = self.maps.set_guard(writer, &self.store, &views, mfn);
+                if result.is_ok() {
+                    continue;
+                }
+            }
+            Source.free(mfn);
+        }
+        Ok(result?)
     }
 
     /// Takes a range out of all page tables and out of the maps.
@@ -530,6 +567,7 @@ impl Domain {
         stat.out_p2m_tables = state.writer.nr_tables(Which::P2m);
         stat.out_m2p_tables = state.writer.nr_tables(Which::M2p);
         stat.out_frames = state.writer.nr_frames();
+        stat.out_guards = state.writer.nr_guards();
         drop(state);
         stat.out_faults = self.nr_faults.load(Relaxed);
         stat.out_fault_pages = self.nr_fault_pages.load(Relaxed);
@@ -544,16 +582,6 @@ impl From<SetError> for Error {
             SetError::NoMemory => ENOMEM,
             // The page allocator doesn't hand out a frame that we have.
             SetError::Elsewhere(_) => EUCLEAN,
-        }
-    }
-}
-
-impl From<FrameError> for Error {
-    fn from(error: FrameError) -> Self {
-        match error {
-            FrameError::NoMemory => ENOMEM,
-            FrameError::NoRun => EADDRNOTAVAIL,
-            FrameError::Interrupted => EINTR,
         }
     }
 }

@@ -20,6 +20,7 @@ extern "C" {
     pub(crate) fn p2m_max_pfn() -> c_ulong;
     pub(crate) fn p2m_totalram_pages() -> c_ulong;
     pub(crate) fn p2m_numa_mem_id() -> c_int;
+    pub(crate) fn p2m_is_memory_node(nid: c_int) -> bool;
 
     pub(crate) fn p2m_virt_to_page(addr: *const c_void) -> *mut bindings::page;
     pub(crate) fn p2m_free_page_rcu(page: *mut bindings::page);

@@ -25,8 +25,12 @@ use crate::{
             PAGE_SIZE, //
         },
         policy::{
+            Constraint,
             Exclusions,
-            FrameSource, //
+            FrameError,
+            FrameSource,
+            Pick,
+            Selector, //
         },
         table::Table, //
     }, //
@@ -53,6 +57,12 @@ pub(crate) fn max_total() -> u64 {
 pub(crate) fn max_mfn() -> u64 {
     // SAFETY: It has no requirements.
     unsafe { ffi::p2m_max_pfn() as u64 }
+}
+
+/// Returns whether a NUMA node has memory.
+pub(crate) fn is_memory_node(node: c_int) -> bool {
+    // SAFETY: It has no requirements.
+    unsafe { ffi::p2m_is_memory_node(node) }
 }
 
 /// The right to have a number of pages: counted against the module's limit and against the
@@ -155,13 +165,42 @@ impl Source {
         unsafe { &*ffi::p2m_page_address(Self::page(mfn)).cast::<Table>() }
     }
 
-    /// Returns the first of `nr` frames that follow each other, from a zone.
-    fn alloc_run_in(&mut self, nr: usize, zone: bindings::gfp_t) -> Option<Mfn> {
-        let order = nr.checked_next_power_of_two()?.ilog2();
-        if order <= Self::MAX_ORDER {
-            let gfp = GFP_SINGLE | zone;
+    /// Returns the first of `1 << order` frames that follow each other, from a zone and a node.
+    fn alloc_in(&mut self, order: u32, zone: bindings::gfp_t, node: Option<c_int>) -> Option<Mfn> {
+        let gfp = zone | if order > 0 { GFP_BLOCK } else { GFP_SINGLE };
+        let page = match node {
             // SAFETY: It has no requirements in a context that may sleep.
-            let page = unsafe { bindings::alloc_pages(gfp, order) };
+            None => unsafe { bindings::alloc_pages(gfp, order) },
+            Some(node) if order == 0 => {
+                let gfp = gfp | 1 << bindings::___GFP_THISNODE_BIT;
+                let mut page = ptr::null_mut();
+                // SAFETY: As above. There is room for one pointer.
+                unsafe {
+                    bindings::alloc_pages_bulk_noprof(gfp, node, ptr::null_mut(), 1, &mut page)
+                };
+                page
+            }
+            // No exported function takes a node and an order.
+            Some(_) => ptr::null_mut(),
+        };
+        if order > 0 && !page.is_null() {
+            // SAFETY: `page` is a block of that order, isn't compound and is only ours.
+            unsafe { bindings::split_page(page, order) };
+        }
+        Self::mfn(page)
+    }
+
+    /// Returns the first of `nr` frames that follow each other, from a zone and a node.
+    fn alloc_run_in(
+        &mut self,
+        nr: usize,
+        zone: bindings::gfp_t,
+        node: Option<c_int>,
+    ) -> Option<Mfn> {
+        let order = nr.checked_next_power_of_two()?.ilog2();
+        if order <= Self::MAX_ORDER && node.is_none() {
+            // SAFETY: It has no requirements in a context that may sleep.
+            let page = unsafe { bindings::alloc_pages(GFP_SINGLE | zone, order) };
             let first = Self::mfn(page)?;
             if order > 0 {
                 // SAFETY: `page` is a block of that order, isn't compound and is only ours.
@@ -175,12 +214,15 @@ impl Source {
             return Some(first);
         }
         // The allocator can't charge such a run to the memory cgroup, and refuses to be asked.
-        let gfp = (GFP_SINGLE | zone) & !(1 << bindings::___GFP_ACCOUNT_BIT);
+        let mut gfp = (GFP_SINGLE | zone) & !(1 << bindings::___GFP_ACCOUNT_BIT);
+        if node.is_some() {
+            gfp |= 1 << bindings::___GFP_THISNODE_BIT;
+        }
         // SAFETY: They have no requirements in a context that may sleep. Without a mask all nodes
         // are looked at, the nearest first.
         let page = unsafe {
-            let nid = ffi::p2m_numa_mem_id();
-            bindings::alloc_contig_pages_noprof(nr as c_ulong, gfp, nid, core::ptr::null_mut())
+            let nid = node.unwrap_or_else(|| ffi::p2m_numa_mem_id());
+            bindings::alloc_contig_pages_noprof(nr as c_ulong, gfp, nid, ptr::null_mut())
         };
         Self::mfn(page)
     }
@@ -258,18 +300,11 @@ impl FrameSource for Source {
     const MAX_ORDER: u32 = bindings::MAX_PAGE_ORDER;
 
     fn alloc(&mut self, order: u32) -> Option<Mfn> {
-        let gfp = if order > 0 { GFP_BLOCK } else { GFP_SINGLE };
-        // SAFETY: It has no requirements in a context that may sleep.
-        let page = unsafe { bindings::alloc_pages(gfp, order) };
-        if order > 0 && !page.is_null() {
-            // SAFETY: `page` is a block of that order, isn't compound and is only ours.
-            unsafe { bindings::split_page(page, order) };
-        }
-        Self::mfn(page)
+        self.alloc_in(order, 0, None)
     }
 
     fn alloc_run(&mut self, nr: usize) -> Option<Mfn> {
-        self.alloc_run_in(nr, 0)
+        self.alloc_run_in(nr, 0, None)
     }
 
     fn free(&mut self, mfn: Mfn) {
@@ -287,45 +322,169 @@ impl FrameSource for Source {
     }
 }
 
-/// The page allocator, without what a domain keeps out of.
+/// Where frames shall come from.
+#[derive(Clone, Copy)]
+pub(crate) struct Origin {
+    /// What is asked of each frame.
+    pub(crate) constraint: Constraint,
+    /// The NUMA node, or none in particular.
+    pub(crate) node: Option<c_int>,
+}
+
+impl Origin {
+    /// From anywhere.
+    pub(crate) const ANYWHERE: Self = Self {
+        constraint: Constraint::NONE,
+        node: None,
+    };
+}
+
+/// The page allocator, with what is asked of frames, and without what a domain keeps out of.
 pub(crate) struct Filtered {
+    origin: Origin,
     exclusions: Exclusions,
     /// Blocks that were refused, by their order. They are kept until the end, as they would come
     /// again at once.
-    refused: KVec<(Mfn, u32)>,
+    refused: KVVec<(Mfn, u32)>,
+    /// The block that frames are picked from, and the order of the next one.
+    block: Option<Selector>,
+    order: u32,
+    /// Guards of the frames that were picked.
+    guards: KVVec<Mfn>,
 }
 
 impl Filtered {
-    /// Makes a source that keeps out of the exclusions.
-    pub(crate) fn new(exclusions: Exclusions) -> Self {
+    /// Makes a source.
+    pub(crate) fn new(origin: Origin, exclusions: Exclusions) -> Self {
         Self {
+            origin,
             exclusions,
-            refused: KVec::new(),
+            refused: KVVec::new(),
+            block: None,
+            order: Source::MAX_ORDER,
+            guards: KVVec::new(),
+        }
+    }
+
+    /// Returns the guards of the frames that were picked. They are the caller's now.
+    pub(crate) fn take_guards(&mut self) -> Result<KVVec<Mfn>> {
+        // The frame that was picked last has one behind it, too.
+        if let Some(block) = &mut self.block {
+            if let Some(guard) = block.next_guard() {
+                let pushed = self.guards.push(guard, GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+                pushed.inspect_err(|_| Source.free(guard))?;
+            }
+        }
+        Ok(core::mem::replace(&mut self.guards, KVVec::new()))
+    }
+
+    /// Returns why frames can't be had, given why the allocator has no more.
+    pub(crate) fn reason(&self, error: FrameError) -> Error {
+        match error {
+            FrameError::NoMemory if self.refused.is_empty() => ENOMEM,
+            FrameError::NoMemory | FrameError::NoRun => EADDRNOTAVAIL,
+            FrameError::Interrupted => EINTR,
         }
     }
 
     /// Returns the first of `nr` frames that follow each other, all of which are below `limit`.
     pub(crate) fn alloc_run_below(&mut self, nr: usize, limit: u64) -> Option<Mfn> {
-        // What a zone promises (Documentation/mm/physical_memory.rst), if it's enough.
-        const DMA_END: u64 = 1 << (24 - PAGE_SHIFT);
-        const DMA32_END: u64 = 1 << (32 - PAGE_SHIFT);
-        let zone = match limit {
-            DMA_END..DMA32_END => 1 << bindings::___GFP_DMA_BIT,
-            DMA32_END.. if limit < max_mfn() => 1 << bindings::___GFP_DMA32_BIT,
-            _ => 0,
-        };
-        let first = Source.alloc_run_in(nr, zone)?;
-        // OVERFLOW: An MFN is below `Mfn::LIMIT`, and so is the end of a run.
-        let end = first.get() + nr as u64;
-        if end <= limit && !self.exclusions.has_any(first, nr as u64) {
-            return Some(first);
-        }
-        for index in 0..nr as u64 {
-            if let Some(mfn) = first.checked_add(index) {
-                Source.free(mfn);
+        let (start, end) = self.origin.constraint.range;
+        let end = end.min(limit);
+        loop {
+            let first = Source.alloc_run_in(nr, zone_below(end), self.origin.node)?;
+            // OVERFLOW: An MFN is below `Mfn::LIMIT`, and so is the end of a run.
+            let is_in_range = start <= first.get() && first.get() + nr as u64 <= end;
+            if is_in_range && !self.exclusions.has_any(first, nr as u64) {
+                return Some(first);
+            }
+            // Another one may be. But each that is kept makes it less likely.
+            let mut goes_on = nr <= 1 << Source::MAX_ORDER;
+            for mfn in (0..nr as u64).map_while(|index| first.checked_add(index)) {
+                if goes_on {
+                    goes_on = self.refuse(mfn, 0).is_some();
+                } else {
+                    Source.free(mfn);
+                }
+            }
+            if !goes_on {
+                return None;
             }
         }
-        None
+    }
+
+    /// Returns a block that has no frame which is kept out of.
+    fn alloc_block(&mut self, order: u32) -> Option<Mfn> {
+        let zone = zone_below(self.origin.constraint.range.1);
+        loop {
+            let first = Source.alloc_in(order, zone, self.origin.node)?;
+            if !self.exclusions.has_any(first, 1 << order) {
+                return Some(first);
+            }
+            self.refuse(first, order)?;
+        }
+    }
+
+    /// Keeps a block that is of no use, and returns whether to go on.
+    fn refuse(&mut self, first: Mfn, order: u32) -> Option<()> {
+        if self
+            .refused
+            .push((first, order), GFP_KERNEL_ACCOUNT | __GFP_NOWARN)
+            .is_err()
+        {
+            free_block(first, order);
+            return None;
+        }
+        // What is kept is missed elsewhere.
+        (Source::has_room_for(max_total() / 8) && !self.is_interrupted()).then_some(())
+    }
+
+    /// Returns a frame that is as asked.
+    fn pick(&mut self) -> Option<Mfn> {
+        loop {
+            match self.block.as_mut().and_then(Iterator::next) {
+                Some(Pick::Frame(mfn)) => return Some(mfn),
+                Some(Pick::Guard(mfn)) => {
+                    if self
+                        .guards
+                        .push(mfn, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)
+                        .is_err()
+                    {
+                        Source.free(mfn);
+                        return None;
+                    }
+                }
+                Some(Pick::Refused(mfn)) => self.refuse(mfn, 0)?,
+                None => {
+                    let order = self.order;
+                    match self.alloc_block(order) {
+                        Some(first) => {
+                            let (start, end) = self.origin.constraint.range;
+                            // OVERFLOW: An MFN is below `Mfn::LIMIT`, and so is the end of a block.
+                            if first.get() < end && start < first.get() + (1 << order) {
+                                let constraint = self.origin.constraint;
+                                self.block = Some(Selector::new(constraint, first, 1 << order));
+                            } else {
+                                self.refuse(first, order)?;
+                            }
+                        }
+                        None => self.order = order.checked_sub(1)?,
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Returns the flag of the zone that has no frames above a limit, if that is of use.
+fn zone_below(limit: u64) -> bindings::gfp_t {
+    // What a zone promises (Documentation/mm/physical_memory.rst).
+    const DMA_END: u64 = 1 << (24 - PAGE_SHIFT);
+    const DMA32_END: u64 = 1 << (32 - PAGE_SHIFT);
+    match limit {
+        ..=DMA_END => 1 << bindings::___GFP_DMA_BIT,
+        ..=DMA32_END if DMA32_END < max_mfn() => 1 << bindings::___GFP_DMA32_BIT,
+        _ => 0,
     }
 }
 
@@ -333,15 +492,13 @@ impl FrameSource for Filtered {
     const MAX_ORDER: u32 = Source::MAX_ORDER;
 
     fn alloc(&mut self, order: u32) -> Option<Mfn> {
-        loop {
-            let first = Source.alloc(order)?;
-            if !self.exclusions.has_any(first, 1 << order) {
-                return Some(first);
-            }
-            if self.refused.push((first, order), GFP_KERNEL).is_err() || self.is_interrupted() {
-                free_block(first, order);
-                return None;
-            }
+        if self.origin.constraint == Constraint::NONE {
+            self.alloc_block(order)
+        } else if order > 0 {
+            // Not all of a block need be as asked.
+            None
+        } else {
+            self.pick()
         }
     }
 
@@ -370,6 +527,13 @@ impl Drop for Filtered {
     fn drop(&mut self) {
         for &(first, order) in &self.refused {
             free_block(first, order);
+        }
+        for &mfn in &self.guards {
+            Source.free(mfn);
+        }
+        for pick in self.block.into_iter().flatten() {
+            let (Pick::Frame(mfn) | Pick::Guard(mfn) | Pick::Refused(mfn)) = pick;
+            Source.free(mfn);
         }
     }
 }

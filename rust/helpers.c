@@ -62,6 +62,11 @@ int p2m_numa_mem_id(void)
 	return numa_mem_id();
 }
 
+bool p2m_is_memory_node(int nid)
+{
+	return nid >= 0 && nid < MAX_NUMNODES && node_state(nid, N_MEMORY);
+}
+
 struct page *p2m_virt_to_page(const void *addr)
 {
 	return virt_to_page(addr);

@@ -21,6 +21,7 @@ int p2m_page_mapcount(struct page *page);
 unsigned long p2m_max_pfn(void);
 unsigned long p2m_totalram_pages(void);
 int p2m_numa_mem_id(void);
+bool p2m_is_memory_node(int nid);
 
 struct page *p2m_virt_to_page(const void *addr);
 void p2m_free_page_rcu(struct page *page);

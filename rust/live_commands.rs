@@ -181,3 +181,18 @@ pub(crate) fn audit(domain: &Domain, command: &mut abi::p2m_audit) -> Result {
     };
     domain.audit(command)
 }
+
+/// `P2M_GUARD_CHECK`
+pub(crate) fn check_guards(domain: &Domain, command: &mut abi::p2m_guard_check) -> Result {
+    command.out_guards = 0;
+    command.out_broken = 0;
+    command.out_pfn = crate::pure::entry::INVALID;
+    command.out_offset = 0;
+    command.out_value = 0;
+    let mut next = command.start_pfn;
+    let result = for_batches(command.start_pfn, command.nr_pages, &mut next, |batch| {
+        domain.check_guards(batch, command)
+    });
+    command.out_next_pfn = next;
+    result
+}

@@ -33,7 +33,6 @@ use crate::{
 
 mod abi;
 mod commands;
-#[expect(dead_code)]
 mod cpu;
 mod device;
 mod domain;

@@ -14,6 +14,7 @@ use kernel::{
 };
 
 use crate::{
+    cpu,
     domain::Domain,
     frames::Source,
     mapping::Invalidation,
@@ -363,9 +364,18 @@ impl<'a> Host<'a> {
     }
 
     /// Returns the root that was loaded last.
-    #[allow(dead_code)]
     pub(crate) fn cr3(&self) -> Option<u64> {
         self.cr3.get()
+    }
+
+    /// Returns what the processor may take a frame for, when it walks tables.
+    pub(crate) fn use_of(&self, mfn: Mfn) -> Option<cpu::Use> {
+        let pfn = self.mfn_to_pfn(mfn)?;
+        Some(match self.claim(pfn) {
+            claim::PROTECTED => cpu::Use::Table,
+            // What the owner can write to is no table that a processor is given.
+            _ => cpu::Use::Data,
+        })
     }
 
     fn claim(&self, pfn: Pfn) -> u64 {

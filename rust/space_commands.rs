@@ -4,14 +4,22 @@
 
 use core::ffi::CStr;
 
-use kernel::prelude::*;
+use kernel::{
+    bindings,
+    prelude::*, //
+};
 
 use crate::{
     abi,
     commands::check_killed,
+    cpu::{
+        self,
+        Access, //
+    },
     domain::Domain,
     pure::{
         frame::{
+            Mfn,
             Pfn,
             PAGE_SHIFT,
             PAGE_SIZE, //
@@ -280,4 +288,80 @@ pub(crate) fn dump(domain: &Domain, command: &mut abi::p2m_space_dump) -> Result
             spans.push(last, GFP_KERNEL)?;
         }
     }
+}
+
+/// `P2M_SPACE_ACCESS`
+pub(crate) fn access(domain: &Domain, command: &mut abi::p2m_space_access) -> Result {
+    command.out_words = 0;
+    command.out_checksum = 0;
+    command.out_fault_address = 0;
+    command.out_fault = 0;
+    // SAFETY: It has no requirements.
+    let may = unsafe { bindings::capable(bindings::CAP_SYS_ADMIN as c_int) };
+    if !may || !domain.sees_mfns() {
+        return Err(EPERM);
+    }
+    check_zero(command.__reserved)?;
+    if command.op > abi::P2M_ACCESS_CHECKSUM
+        || command.nr_words == 0
+        || command.nr_words > abi::P2M_MAX_ACCESS_WORDS
+    {
+        return Err(EINVAL);
+    }
+    cpu::availability().inspect_err(|refusal| {
+        pr_info!("no processor can be given a space: {}\n", refusal.reason());
+    })?;
+    // CAST: Both are as wide as a word at least.
+    let nr_words = command.nr_words as usize;
+    let mut words = KVVec::new();
+    if command.op != abi::P2M_ACCESS_CHECKSUM {
+        words.resize(nr_words, 0u64, GFP_KERNEL_ACCOUNT)?;
+    }
+    let buffer = abi::user_slice::<u64>(command.buffer, command.nr_words)?;
+    let (mut reader, mut writer) = buffer.reader_writer();
+    if command.op == abi::P2M_ACCESS_WRITE {
+        reader.read_slice(words.as_mut_bytes())?;
+    }
+    let access = match command.op {
+        abi::P2M_ACCESS_READ => Access::Read(&mut words),
+        abi::P2M_ACCESS_WRITE => Access::Write(&words),
+        _ => Access::Checksum(nr_words),
+    };
+
+    let seen = domain.with_spaces(|spaces, host| {
+        let space = &spaces.get(command.space)?.space;
+        let root = space.root().get() << PAGE_SHIFT;
+        space.ops().write_cr3(host, root);
+        let root = host.cr3().map(|cr3| cr3 >> PAGE_SHIFT).and_then(Mfn::new);
+        let root = root.ok_or(EUCLEAN)?;
+        if host.use_of(root) != Some(cpu::Use::Table) {
+            return Err(EOPNOTSUPP);
+        }
+        let tables = cpu::PageTables {
+            root,
+            nr_levels: space.format().nr_levels,
+            frames: &|mfn| host.use_of(mfn),
+        };
+        // SAFETY: Tables and frames of the domain stay what they are under its lock.
+        unsafe { cpu::run(&tables, command.address, access) }
+    })?;
+
+    // CAST: Not more than there were.
+    command.out_words = seen.nr_words as u32;
+    command.out_checksum = seen.checksum;
+    if let Some(fault) = seen.fault {
+        command.out_fault_address = fault.address;
+        command.out_fault = abi::P2M_FAULT_RAISED;
+        if fault.is_present {
+            command.out_fault |= abi::P2M_FAULT_PROTECTION;
+        }
+        if fault.is_write {
+            command.out_fault |= abi::P2M_FAULT_WRITE;
+        }
+    }
+    if command.op == abi::P2M_ACCESS_READ {
+        let words = words.get(..seen.nr_words).ok_or(EINVAL)?;
+        writer.write_slice(words.as_bytes())?;
+    }
+    Ok(())
 }

@@ -85,6 +85,7 @@
 #define P2M_CMD_CONTIGUOUS 0x93
 #define P2M_CMD_EXCHANGE 0x94
 #define P2M_CMD_AUDIT 0x95
+#define P2M_CMD_GUARD_CHECK 0x96
 
 /**
  * DOC: entries
@@ -99,9 +100,11 @@
  * The MFN is in P2M_ENTRY_MFN_MASK. For an opener without CAP_SYS_ADMIN, MFNs
  * read as 0, as in /proc/pid/pagemap; the type of the entry stays visible.
  *
- * An M2P entry is a PFN, or P2M_ENTRY_INVALID.
+ * An M2P entry is a PFN, or P2M_ENTRY_INVALID, or P2M_ENTRY_GUARD for a frame
+ * that is a guard of a neighbouring one.
  */
 #define P2M_ENTRY_INVALID 0xffffffffffffffffULL
+#define P2M_ENTRY_GUARD 0xfffffffffffffffeULL
 #define P2M_ENTRY_FOREIGN 0x8000000000000000ULL
 #define P2M_ENTRY_IDENTITY 0x4000000000000000ULL
 #define P2M_ENTRY_MFN_MASK 0x3fffffffffffffffULL
@@ -219,6 +222,7 @@ struct p2m_info {
  * @out_total_pages: Pages of all domains.
  * @out_frames: Machine frames that this domain has: @out_pages less those that
  *              were released or not touched yet.
+ * @out_guards: Machine frames that are guards.
  */
 struct p2m_stat {
 	__u32 size;
@@ -233,6 +237,7 @@ struct p2m_stat {
 	__aligned_u64 out_total_domains;
 	__aligned_u64 out_total_pages;
 	__aligned_u64 out_frames;
+	__aligned_u64 out_guards;
 };
 #define P2M_STAT _IO(P2M_IOCTL_TYPE, P2M_CMD_STAT)
 
@@ -247,6 +252,18 @@ struct p2m_stat {
 /* Bits of p2m_region_create.flags. */
 #define P2M_REGION_FIXED (1U << 0) /* @base_pfn is where the region must be */
 #define P2M_REGION_ON_DEMAND (1U << 1) /* pages come when they are touched */
+#define P2M_REGION_GUARDED (1U << 2) /* guard frames next to each frame */
+#define P2M_REGION_NODE (1U << 3) /* frames of the NUMA node @node */
+#define P2M_REGION_RANGE (1U << 4) /* frames of @start_mfn to before @end_mfn */
+#define P2M_REGION_COLOUR (1U << 5) /* frames that are @colour modulo @divisor */
+
+/**
+ * P2M_GUARD_PATTERN - every word of a guard frame
+ *
+ * A guard is next to a frame of a guarded region, on both sides of it, and is
+ * nobody's. Who writes to it has run over the edge of the frame.
+ */
+#define P2M_GUARD_PATTERN 0x7261756721326d70ULL
 
 /**
  * struct p2m_region_create - ioctl(P2M_REGION_CREATE)
@@ -259,6 +276,19 @@ struct p2m_stat {
  *        seed and of the set of frames. Must be 0 for other policies.
  * @base_pfn: With P2M_REGION_FIXED the first PFN of the region, else must be 0
  *            on input. On success the first PFN of the region.
+ * @start_mfn: With P2M_REGION_RANGE the first frame that may be used, else 0.
+ * @end_mfn: With P2M_REGION_RANGE the first frame behind those, else 0.
+ * @node: With P2M_REGION_NODE the NUMA node, else 0.
+ * @divisor: With P2M_REGION_COLOUR the number of colours, not 0, else 0.
+ * @colour: With P2M_REGION_COLOUR a number below @divisor, else 0.
+ * @__reserved2: Must be 0.
+ *
+ * P2M_REGION_RANGE and P2M_REGION_COLOUR need an opener with CAP_SYS_ADMIN. All
+ * flags can be combined, also with every policy, but P2M_POLICY_CONTIGUOUS with
+ * P2M_REGION_GUARDED, with P2M_REGION_COLOUR or with P2M_REGION_ON_DEMAND makes no
+ * sense (EINVAL), and neither does P2M_REGION_NODE with one of P2M_REGION_GUARDED
+ * (EOPNOTSUPP: the kernel gives modules only single frames of a node). A guarded
+ * page counts twice against limits.
  *
  * Populates a range of PFNs with zeroed pages. It happens whole or not at all.
  *
@@ -278,6 +308,12 @@ struct p2m_region_create {
 	__aligned_u64 nr_pages;
 	__aligned_u64 seed;
 	__aligned_u64 base_pfn;
+	__aligned_u64 start_mfn;
+	__aligned_u64 end_mfn;
+	__u32 node;
+	__u32 divisor;
+	__u32 colour;
+	__u32 __reserved2;
 };
 #define P2M_REGION_CREATE _IO(P2M_IOCTL_TYPE, P2M_CMD_REGION_CREATE)
 
@@ -698,7 +734,7 @@ struct p2m_space_dump {
  *          P2M_ACCESS_CHECKSUM.
  * @nr_words: Number of words, not 0 and at most P2M_MAX_ACCESS_WORDS.
  * @out_words: How many words were accessed.
- * @out_checksum: Sum of the words that were accessed, modulo 2^64.
+ * @out_checksum: FNV-1a, 64 bits wide, of the bytes that were accessed.
  * @out_fault_address: The address that the processor couldn't access.
  * @out_fault: P2M_FAULT_* bits.
  * @__reserved: Must be 0.
@@ -708,9 +744,17 @@ struct p2m_space_dump {
  * access and is told, which is a success. Accessed and dirty bits that the
  * processor sets are in the tables afterwards.
  *
- *  - EPERM: the caller has no CAP_SYS_ADMIN.
+ * If processor and space have another number of levels, only addresses below 2^47
+ * can be accessed.
+ *
+ *  - EPERM: the caller, or the opener, has no CAP_SYS_ADMIN.
  *  - EOPNOTSUPP: not with this backend, or not on this machine. The kernel log
  *    says why.
+ *  - ERANGE: not all of the words are at addresses that can be accessed.
+ *  - EUCLEAN: an entry on the way is one that the processor must not get: its leaf
+ *    is cached in a way of its own (P2M_PTE_PWT, P2M_PTE_PCD, P2M_PTE_PAT), or a
+ *    table could be written through it.
+ *  - EIO: a machine check.
  */
 struct p2m_space_access {
 	__u32 size;
@@ -946,5 +990,40 @@ struct p2m_audit {
 	__aligned_u64 out_first_mfn;
 };
 #define P2M_AUDIT _IO(P2M_IOCTL_TYPE, P2M_CMD_AUDIT)
+
+/* Bits of p2m_guard_check.flags. */
+#define P2M_GUARD_REFILL (1U << 0) /* fill broken guards with the pattern again */
+
+/**
+ * struct p2m_guard_check - ioctl(P2M_GUARD_CHECK)
+ * @size: sizeof(struct p2m_guard_check).
+ * @flags: P2M_GUARD_* bits.
+ * @start_pfn: First PFN.
+ * @nr_pages: Number of pages, not 0.
+ * @out_guards: How many guards were looked at. One between two pages counts for
+ *              each of them.
+ * @out_broken: How many of them don't hold the pattern.
+ * @out_pfn: The page next to the first broken one, or P2M_ENTRY_INVALID.
+ * @out_offset: Where that is broken first, in bytes from the beginning of the
+ *              page: negative before it, or behind it.
+ * @out_value: What is there instead of P2M_GUARD_PATTERN, in the word that the
+ *             offset is in.
+ * @out_next_pfn: All PFNs of the range before this one are done.
+ *
+ * Looks whether somebody has run over the edge of a frame of a guarded region.
+ */
+struct p2m_guard_check {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 start_pfn;
+	__aligned_u64 nr_pages;
+	__aligned_u64 out_guards;
+	__aligned_u64 out_broken;
+	__aligned_u64 out_pfn;
+	__aligned_s64 out_offset;
+	__aligned_u64 out_value;
+	__aligned_u64 out_next_pfn;
+};
+#define P2M_GUARD_CHECK _IO(P2M_IOCTL_TYPE, P2M_CMD_GUARD_CHECK)
 
 #endif /* _UAPI_P2M_H */

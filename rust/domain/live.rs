@@ -10,8 +10,10 @@
 use super::*;
 
 use crate::pure::{
+    frame::PAGE_SIZE,
     map::Finding,
-    policy::Candidates, //
+    policy::Candidates,
+    table::TABLE_WORDS, //
 };
 
 /// The most pages that an operation changes before others get their turn.
@@ -101,11 +103,14 @@ impl Domain {
         if !Source::has_room_for(nr_missing as u64) {
             return Err(ENOMEM);
         }
-        let mut source = state.source();
+        let mut source = state.source(region.origin);
         let mut frames = spare_frames(nr_missing, policy)?;
-        let mut candidates = Candidates::new(&mut source, &mut frames, policy)?;
+        let mut candidates = Candidates::new(&mut source, &mut frames, policy)
+            .map_err(|error| source.reason(error))?;
         let result = self.populate_from(&mut state.writer, range, &mut candidates);
         candidates.give_back(&mut source);
+        let guarded = self.install_guards(&mut state.writer, &mut source);
+        let result = result.and_then(|nr_pages| guarded.map(|()| nr_pages));
         self.raise_end_mfn(&mut state.writer, range);
         // After an error, those that were populated by then stay.
         result
@@ -146,7 +151,7 @@ impl Domain {
             return Ok(());
         }
         let policy = rule(region.policy, region.seed)?;
-        let mut source = state.source();
+        let mut source = state.source(region.origin);
         let neighbours = self.neighbours(pfn);
         let mut tried = [Mfn::ZERO; MAX_TRIES];
         let mut nr_tried = 0;
@@ -184,6 +189,7 @@ impl Domain {
             source.free(mfn);
         }
         result?;
+        self.install_guards(&mut state.writer, &mut source)?;
         if let Ok(range) = PfnRange::new(pfn.get(), 1) {
             self.raise_end_mfn(&mut state.writer, range);
         }
@@ -205,22 +211,44 @@ impl Domain {
 
     /// Gives pages other frames, with the same contents. `pfns` are in order.
     pub(crate) fn move_pages(&self, pfns: &[Pfn], policy: Policy) -> Result<Moved> {
+        let mut moved = Moved::default();
+        let mut rest = pfns;
+        while let Some(first) = rest.first() {
+            // What is asked of frames is a matter of the region.
+            let (end, origin) = match self.state.lock().region_of(first.get()) {
+                Some(region) => (region.range.end(), region.origin),
+                None => (first.get() + 1, Origin::ANYWHERE),
+            };
+            let nr = rest.partition_point(|pfn| pfn.get() < end);
+            // PANIC: A partition point is a position in the slice.
+            let (part, behind) = rest.split_at(nr);
+            let part = self.move_within_region(part, policy, origin)?;
+            moved.nr_moved += part.nr_moved;
+            moved.nr_busy += part.nr_busy;
+            rest = behind;
+        }
+        Ok(moved)
+    }
+
+    fn move_within_region(&self, pfns: &[Pfn], policy: Policy, origin: Origin) -> Result<Moved> {
         let (Some(first), Some(last)) = (pfns.first(), pfns.last()) else {
             return Ok(Moved::default());
         };
         // OVERFLOW: The PFNs are in order.
         let bounds = PfnRange::new(first.get(), last.get() - first.get() + 1)?;
         let mut frames = spare_frames(pfns.len(), policy)?;
-        let mut source = self.state.lock().source();
-        let mut candidates = Candidates::new(&mut source, &mut frames, policy)?;
+        let mut source = self.state.lock().source(origin);
+        let mut candidates = Candidates::new(&mut source, &mut frames, policy)
+            .map_err(|error| source.reason(error))?;
 
         let mut state = self.state.lock();
         let result = self.with_spaces_suspended(&mut state, &[bounds], |writer| {
             self.move_to(writer, pfns, &mut candidates)
         });
-        self.raise_end_mfn(&mut state.writer, bounds);
-        drop(state);
         candidates.give_back(&mut source);
+        let guarded = self.install_guards(&mut state.writer, &mut source);
+        let result = result.and_then(|moved| guarded.map(|()| moved));
+        self.raise_end_mfn(&mut state.writer, bounds);
         result
     }
 
@@ -237,6 +265,7 @@ impl Domain {
                 views.unmap(PfnRange::new(first.get(), run.len() as u64)?);
             }
         }
+        let mut span: Option<(Mfn, Mfn)> = None;
         for &pfn in pfns {
             let Some(old) = self.maps.lookup(&self.store, pfn).owned() else {
                 continue;
@@ -257,8 +286,15 @@ impl Domain {
                 candidates.put(new);
                 return Err(error.into());
             }
+            self.maps
+                .drop_guards(writer, &self.store, &views, old, |mfn| Source.free(mfn));
             Source.free(old);
             moved.nr_moved += 1;
+            let (first, last) = span.unwrap_or((old, old));
+            span = Some((first.min(old), last.max(old)));
+        }
+        if let Some(span) = span {
+            self.maps.prune_frames(writer, &self.store, &views, span);
         }
         Ok(moved)
     }
@@ -346,7 +382,8 @@ impl Domain {
     pub(crate) fn make_contiguous(&self, range: PfnRange, limit: u64) -> Result<(), (Error, u64)> {
         let nothing = |error| (error, entry::INVALID);
         let nr_pages = usize::try_from(range.nr_pages()).map_err(|_| nothing(EOVERFLOW))?;
-        let mut source = self.state.lock().source();
+        let origin = self.origin_of(range).map_err(nothing)?;
+        let mut source = self.state.lock().source(origin);
         let first = source.alloc_run_below(nr_pages, limit).ok_or_else(|| {
             nothing(match Source::has_room_for(range.nr_pages()) {
                 true => EADDRNOTAVAIL,
@@ -371,6 +408,16 @@ impl Domain {
             }
         }
         result.map_err(|error| (error, busy))
+    }
+
+    /// Returns where the frames of a range come from, if they don't have to be single.
+    fn origin_of(&self, range: PfnRange) -> Result<Origin> {
+        let state = self.state.lock();
+        let origin = state.check_populated(range)?.origin;
+        if origin.constraint.is_guarded || origin.constraint.colour.is_some() {
+            return Err(EINVAL);
+        }
+        Ok(origin)
     }
 
     fn make_run(
@@ -415,8 +462,13 @@ impl Domain {
     /// Has the pages of two ranges exchange their frames, with their contents staying.
     pub(crate) fn exchange(&self, a: PfnRange, b: PfnRange) -> Result<Moved> {
         let mut moved = Moved::default();
-        let mut buffer = KVec::from_elem(0u8, crate::pure::frame::PAGE_SIZE, GFP_KERNEL)?;
+        let mut buffer = KVec::from_elem(0u8, PAGE_SIZE, GFP_KERNEL)?;
         let mut state = self.state.lock();
+        // A frame brings its guards along, and its colour.
+        let origin = |range| state.check_populated(range).map(|region| region.origin);
+        if origin(a)?.constraint != origin(b)?.constraint {
+            return Err(EINVAL);
+        }
         let frame = |pfn: Pfn| self.maps.lookup(&self.store, pfn).owned();
         let is_backed = |range: PfnRange| range.iter().all(|pfn| frame(pfn).is_some());
         if !is_backed(a) || !is_backed(b) {
@@ -444,6 +496,54 @@ impl Domain {
             Ok(())
         });
         result.map(|()| moved)
+    }
+
+    /// Looks at the guards next to the pages of a range.
+    pub(crate) fn check_guards(
+        &self,
+        range: PfnRange,
+        report: &mut abi::p2m_guard_check,
+    ) -> Result {
+        let state = self.state.lock();
+        state.check_populated(range)?;
+        for pfn in range.iter() {
+            let Some(mfn) = self.maps.lookup(&self.store, pfn).owned() else {
+                continue;
+            };
+            let before = mfn.get().checked_sub(1).and_then(Mfn::new);
+            let sides = [
+                (before, -(PAGE_SIZE as i64)),
+                (mfn.checked_add(1), PAGE_SIZE as i64),
+            ];
+            for (side, distance) in sides {
+                let Some(guard) = side.filter(|side| self.maps.is_guard(&self.store, *side)) else {
+                    continue;
+                };
+                report.out_guards += 1;
+                // SAFETY: A guard is ours, and can't go while the state is locked.
+                let table = unsafe { Source::table(guard) };
+                let mut words = (0..)
+                    .take(TABLE_WORDS)
+                    .map(|index| (index, table.load(index)));
+                let Some((index, word)) = words.find(|(_, word)| *word != abi::P2M_GUARD_PATTERN)
+                else {
+                    continue;
+                };
+                if report.out_broken == 0 {
+                    // The first byte that differs: the lowest one comes first.
+                    let byte = (word ^ abi::P2M_GUARD_PATTERN).trailing_zeros() / 8;
+                    report.out_pfn = pfn.get();
+                    // CAST: An index is a small number.
+                    report.out_offset = distance + index as i64 * 8 + i64::from(byte);
+                    report.out_value = word;
+                }
+                report.out_broken += 1;
+                if report.flags & abi::P2M_GUARD_REFILL != 0 {
+                    table.fill(abi::P2M_GUARD_PATTERN);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Checks everything, and changes nothing.

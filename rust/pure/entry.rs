@@ -15,6 +15,10 @@ use super::frame::Mfn;
 /// The word of an entry with nothing behind it. An M2P entry without a PFN is the same word.
 pub const INVALID: u64 = !0;
 
+/// The word of an M2P entry for a frame that is a guard: it belongs to the domain, is at no PFN, and
+/// is next to a frame that is.
+pub const GUARD: u64 = !1;
+
 /// The frame belongs to somebody else.
 pub const FOREIGN: u64 = 1 << 63;
 

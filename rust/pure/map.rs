@@ -6,7 +6,7 @@
 //! be stored at once, so a frame is at a PFN only if the P2M says so too: `p2m[m2p[m]] == m`, as in
 //! `mfn_to_pfn()` of `arch/x86/include/asm/xen/page.h`.
 
-use super::entry::{Entry, INVALID};
+use super::entry::{Entry, GUARD, INVALID};
 use super::frame::{Mfn, Pfn, PfnRange};
 use super::sparse::{self, Sparse, Watch};
 use super::table::{NoMemory, TableId, TableStore, TABLE_WORDS};
@@ -90,6 +90,7 @@ pub struct Writer {
     p2m: sparse::Writer,
     m2p: sparse::Writer,
     nr_frames: u64,
+    nr_guards: u64,
 }
 
 impl Writer {
@@ -104,6 +105,11 @@ impl Writer {
     /// Returns the number of frames of the domain.
     pub fn nr_frames(&self) -> u64 {
         self.nr_frames
+    }
+
+    /// Returns the number of frames that are guards.
+    pub fn nr_guards(&self) -> u64 {
+        self.nr_guards
     }
 
     /// Counts a frame that comes and one that goes, as far as they are the domain's.
@@ -162,6 +168,7 @@ impl Maps {
             p2m: p2m_writer,
             m2p: m2p_writer,
             nr_frames: 0,
+            nr_guards: 0,
         };
         Ok((maps, writer))
     }
@@ -326,7 +333,8 @@ impl Maps {
         Some(old_mfn)
     }
 
-    /// Gives back tables for frames from `first` to `last` that hold nothing any more.
+    /// Gives back tables for frames from `first` to `last`, and for guards next to them, that hold
+    /// nothing any more.
     pub fn prune_frames<S: TableStore, V: Views>(
         &self,
         writer: &mut Writer,
@@ -334,6 +342,8 @@ impl Maps {
         views: &V,
         (first, last): (Mfn, Mfn),
     ) {
+        let first = Mfn::new(first.get().saturating_sub(1)).unwrap_or(first);
+        let last = last.checked_add(1).unwrap_or(last);
         self.prune_m2p(writer, store, views, first, last);
     }
 
@@ -356,6 +366,58 @@ impl Maps {
                 self.m2p.replace(store, mfn.get(), pfn.get());
             }
             views.changed(pfn, old, new);
+        }
+    }
+
+    /// Makes a frame that is at no PFN a guard of its neighbours.
+    pub fn set_guard<S: TableStore, V: Views>(
+        &self,
+        writer: &mut Writer,
+        store: &S,
+        views: &V,
+        mfn: Mfn,
+    ) -> Result<(), NoMemory> {
+        let watch = self.watch(store, views, Which::M2p);
+        self.m2p
+            .store(&mut writer.m2p, store, &watch, mfn.get(), GUARD)?;
+        // OVERFLOW: There are far fewer than 2^64 frames.
+        writer.nr_guards += 1;
+        Ok(())
+    }
+
+    /// Returns whether a frame is a guard.
+    pub fn is_guard<S: TableStore>(&self, store: &S, mfn: Mfn) -> bool {
+        self.m2p.load(store, mfn.get()) == GUARD
+    }
+
+    /// Returns whether a frame of the domain is next to `mfn`.
+    pub fn has_neighbour<S: TableStore>(&self, store: &S, mfn: Mfn) -> bool {
+        let sides = [mfn.get().checked_sub(1), mfn.get().checked_add(1)];
+        let mut sides = sides.into_iter().flatten().filter_map(Mfn::new);
+        sides.any(|side| self.mfn_to_pfn(store, side).is_some())
+    }
+
+    /// After a frame has gone, takes the guards next to it out that guard nothing any more, and
+    /// passes them to `release`.
+    pub fn drop_guards<S: TableStore, V: Views>(
+        &self,
+        writer: &mut Writer,
+        store: &S,
+        views: &V,
+        mfn: Mfn,
+        mut release: impl FnMut(Mfn),
+    ) {
+        if writer.nr_guards == 0 {
+            return;
+        }
+        let sides = [mfn.get().checked_sub(1), mfn.get().checked_add(1)];
+        for side in sides.into_iter().flatten().filter_map(Mfn::new) {
+            if self.is_guard(store, side) && !self.has_neighbour(store, side) {
+                self.forget(writer, store, views, side);
+                // OVERFLOW: The guard was counted when it was made.
+                writer.nr_guards -= 1;
+                release(side);
+            }
         }
     }
 
@@ -409,10 +471,11 @@ impl Maps {
                 let (first, last) = span.unwrap_or((mfn, mfn));
                 span = Some((first.min(mfn), last.max(mfn)));
                 release(mfn);
+                self.drop_guards(writer, store, views, mfn, &mut release);
             }
         }
-        if let Some((first, last)) = span {
-            self.prune_m2p(writer, store, views, first, last);
+        if let Some(span) = span {
+            self.prune_frames(writer, store, views, span);
         }
         let watch = self.watch(store, views, Which::P2m);
         // OVERFLOW: A range isn't empty.
@@ -463,7 +526,12 @@ impl Maps {
             let word = self.m2p.load(store, number);
             let there = Pfn::new(word).map(|pfn| self.lookup(store, pfn));
             let mfn = there.and_then(Entry::owned);
-            if word != INVALID && mfn.map(Mfn::get) != Some(number) {
+            let is_good = match word {
+                INVALID => true,
+                GUARD => Mfn::new(number).is_some_and(|mfn| self.has_neighbour(store, mfn)),
+                _ => mfn.map(Mfn::get) == Some(number),
+            };
+            if !is_good {
                 report(Finding::BadM2p(number));
             }
             next = self.m2p.next_leaf(store, number + 1);

@@ -39,6 +39,109 @@ pub enum Policy {
     Contiguous,
 }
 
+/// What is asked of each frame, besides the order that a [`Policy`] puts them into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Constraint {
+    /// The frame is in this range: first frame, and first frame behind.
+    pub range: (u64, u64),
+    /// The frame's number has this remainder, the second, by this divisor, the first.
+    pub colour: Option<(u32, u32)>,
+    /// The frames on both sides are guards: they are nobody's, and hold a pattern.
+    pub is_guarded: bool,
+}
+
+impl Constraint {
+    /// Nothing is asked.
+    pub const NONE: Self = Self {
+        range: (0, u64::MAX),
+        colour: None,
+        is_guarded: false,
+    };
+
+    /// Returns whether a frame is as asked, as far as it alone can tell.
+    pub fn accepts(&self, number: u64) -> bool {
+        let (start, end) = self.range;
+        let has_colour = self.colour.is_none_or(|(divisor, colour)| {
+            number.checked_rem(u64::from(divisor)) == Some(u64::from(colour))
+        });
+        start <= number && number < end && has_colour
+    }
+}
+
+/// What becomes of a frame of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pick {
+    /// It is as asked.
+    Frame(Mfn),
+    /// It's next to one.
+    Guard(Mfn),
+    /// It's of no use.
+    Refused(Mfn),
+}
+
+/// Goes through a block of frames that follow each other, and picks those that are as asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Selector {
+    constraint: Constraint,
+    first: u64,
+    next: u64,
+    end: u64,
+    last_was_frame: bool,
+}
+
+impl Selector {
+    /// Makes a selector for `nr` frames from `first` on.
+    pub fn new(constraint: Constraint, first: Mfn, nr: u64) -> Self {
+        Self {
+            constraint,
+            first: first.get(),
+            next: first.get(),
+            end: first.get().saturating_add(nr),
+            last_was_frame: false,
+        }
+    }
+
+    /// Returns the guard behind the frame that was picked last, if that was the last thing that
+    /// happened.
+    pub fn next_guard(&mut self) -> Option<Mfn> {
+        if self.constraint.is_guarded && self.last_was_frame {
+            match self.next() {
+                Some(Pick::Guard(mfn)) => return Some(mfn),
+                // A frame with a guard is never the last one of a block.
+                _ => return None,
+            }
+        }
+        None
+    }
+
+    /// Returns whether a frame of the block, not behind one that was picked, can be picked.
+    fn can_pick(&self, number: u64) -> bool {
+        let has_sides = self.first < number && number.saturating_add(1) < self.end;
+        self.constraint.accepts(number) && (has_sides || !self.constraint.is_guarded)
+    }
+}
+
+impl Iterator for Selector {
+    type Item = Pick;
+
+    fn next(&mut self) -> Option<Pick> {
+        let number = self.next;
+        let mfn = Mfn::new(number).filter(|_| number < self.end)?;
+        // OVERFLOW: An MFN is below `Mfn::LIMIT`.
+        self.next += 1;
+        let is_guarded = self.constraint.is_guarded;
+        let is_behind_frame = is_guarded && self.last_was_frame;
+        self.last_was_frame = !is_behind_frame && self.can_pick(number);
+        Some(if self.last_was_frame {
+            Pick::Frame(mfn)
+        } else if is_behind_frame || (is_guarded && self.can_pick(self.next)) {
+            Pick::Guard(mfn)
+        } else {
+            Pick::Refused(mfn)
+        })
+    }
+}
+
 /// How many ranges can be excluded at one time.
 pub const MAX_EXCLUSIONS: usize = 16;
 
