@@ -87,6 +87,15 @@ impl Array {
             .prune(&mut self.writer, &self.store, &self.spy, first, last);
     }
 
+    pub(crate) fn reserve(&mut self, index: u64) -> Result<(), NoMemory> {
+        self.sparse
+            .reserve(&mut self.writer, &self.store, &self.spy, index)
+    }
+
+    pub(crate) fn replace(&mut self, index: u64, word: u64) -> bool {
+        self.sparse.replace(&self.store, index, word)
+    }
+
     pub(crate) fn load(&self, index: u64) -> u64 {
         self.sparse.load(&self.store, index)
     }

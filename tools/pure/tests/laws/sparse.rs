@@ -223,6 +223,41 @@ fn a_failure_that_passes_is_like_one_that_stays() {
     }
 }
 
+#[test]
+fn what_is_reserved_can_be_replaced_without_memory() {
+    for set in sets().filter(|set| set.len() < 3) {
+        for index in UNIVERSE {
+            let mut with = set.clone();
+            with.insert(index);
+            for nr_good in 0.. {
+                let mut array = array_of(&set);
+                if !set.contains(&index) && array.leaf(index) == array.store.missing(0) {
+                    assert!(!array.replace(index, word(index)));
+                }
+                array.store.fail_after(nr_good);
+                let result = array.reserve(index);
+                assert_holds(&array, &set);
+                if result.is_err() {
+                    assert_eq!(array.writer.nr_tables(), nr_tables(&set));
+                    continue;
+                }
+                assert_eq!(array.writer.nr_tables(), nr_tables(&with));
+                let (generation, leaf) = (array.generation(), array.leaf(index));
+                assert!(array.replace(index, word(index)));
+                assert_holds(&array, &with);
+                assert_eq!((array.generation(), array.leaf(index)), (generation, leaf));
+                // What was reserved for nothing goes as what was cleared does.
+                assert!(array.replace(index, INVALID));
+                array.prune(index, index);
+                with.remove(&index);
+                assert_holds(&array, &with);
+                assert_eq!(array.writer.nr_tables(), nr_tables(&with));
+                break;
+            }
+        }
+    }
+}
+
 /// Case 11: every change of a link adds 2, nothing else adds anything.
 #[test]
 fn generations_count_changes_of_the_structure() {
