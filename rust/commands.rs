@@ -89,7 +89,7 @@ pub(crate) fn region_create(domain: &Domain, command: &mut abi::p2m_region_creat
     };
     let request = Request {
         place,
-        flags: command.flags & !abi::P2M_REGION_FIXED,
+        flags: command.flags,
         policy: command.policy,
         seed: command.seed,
         origin,
@@ -212,5 +212,11 @@ pub(crate) fn runs(domain: &Domain, command: &mut abi::p2m_runs) -> Result {
         command.out_nr += 1;
         command.out_next_pfn = run.end();
     }
+    Ok(())
+}
+
+/// `P2M_FAIL_NTH`
+pub(crate) fn fail_nth(domain: &Domain, command: &mut abi::p2m_fail_nth) -> Result {
+    command.out_left = domain.injection().set(command.nth);
     Ok(())
 }

@@ -82,6 +82,7 @@ impl MiscDevice for Domain {
             p2m_contiguous => live_commands::contiguous,
             p2m_exchange => live_commands::exchange,
             p2m_audit => live_commands::audit,
+            p2m_fail_nth => commands::fail_nth,
             p2m_guard_check => live_commands::check_guards,
         })
     }
@@ -126,8 +127,11 @@ impl MiscDevice for Domain {
     fn show_fdinfo(me: Pin<&Self>, m: &SeqFile, _file: &File) {
         let mut stat = abi::p2m_stat::default();
         me.stat(&mut stat);
+        seq_print!(m, "p2m-domain:\t{}\n", me.id());
         seq_print!(m, "p2m-regions:\t{}\n", stat.out_regions);
         seq_print!(m, "p2m-pages:\t{}\n", stat.out_pages);
+        seq_print!(m, "p2m-frames:\t{}\n", stat.out_frames);
+        seq_print!(m, "p2m-guards:\t{}\n", stat.out_guards);
         seq_print!(m, "p2m-tables:\t{}\n", stat.out_p2m_tables);
         seq_print!(m, "p2m-m2p-tables:\t{}\n", stat.out_m2p_tables);
         seq_print!(m, "p2m-generation:\t{}\n", stat.out_generation);

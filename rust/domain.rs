@@ -29,12 +29,14 @@ use kernel::{
             Relaxed, //
         },
         rcu,
+        Arc,
         Mutex, //
     }, //
 };
 
 use crate::{
     abi,
+    ffi,
     frames::{
         self,
         Charge,
@@ -42,6 +44,7 @@ use crate::{
         Origin,
         Source, //
     },
+    inject::Injection,
     mapping::Mapping,
     pure::{
         entry::{
@@ -81,6 +84,9 @@ pub(crate) use live::{
     Moved,
     BATCH, //
 };
+
+/// The number of the next domain.
+static NEXT_ID: Atomic<u64> = Atomic::new(1);
 
 /// Domains in the system.
 static NR_DOMAINS: Atomic<u64> = Atomic::new(0);
@@ -134,11 +140,6 @@ struct State {
 }
 
 impl State {
-    /// Returns where frames for the domain come from.
-    fn source(&self, origin: Origin) -> Filtered {
-        Filtered::new(origin, self.exclusions)
-    }
-
     /// Returns whether a region has a PFN in `range`.
     fn is_taken(&self, range: PfnRange) -> bool {
         let overlaps = |(_, region): (&u64, &Region)| region.range.overlaps(range);
@@ -211,6 +212,9 @@ pub(crate) struct Domain {
     nr_fault_pages: Atomic<u64>,
     /// Pages that belong to spaces.
     claims: Claims,
+    injection: Arc<Injection>,
+    /// The number by which tracepoints and fdinfo call the domain.
+    id: u64,
     #[pin]
     mapping: Mapping,
     #[pin]
@@ -220,7 +224,9 @@ pub(crate) struct Domain {
 impl Domain {
     /// Makes an empty domain for a file that is being opened.
     pub(crate) fn new(file: &File) -> Result<Pin<KBox<Self>>> {
-        let store = Store::get()?;
+        let injection = Arc::new(Injection::new(), GFP_KERNEL_ACCOUNT)?;
+        let store = Store::new(injection.clone())?;
+        let id = NEXT_ID.fetch_add(1, Relaxed);
         let (maps, writer) = Maps::new(&store)?;
         let (claims, claims_writer) = Claims::new(&store);
         // CAST: Capabilities are small numbers.
@@ -237,7 +243,9 @@ impl Domain {
                 nr_faults: Atomic::new(0),
                 nr_fault_pages: Atomic::new(0),
                 claims,
-                mapping <- Mapping::new(file),
+                injection,
+                id,
+                mapping <- Mapping::new(file, *id),
                 state <- new_mutex!(State {
                     writer,
                     regions: RBTree::new(),
@@ -265,6 +273,21 @@ impl Domain {
     /// Returns the address space that the domain is mapped through.
     pub(crate) fn mapping(&self) -> &Mapping {
         &self.mapping
+    }
+
+    /// Returns the number by which tracepoints call the domain.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Returns what fails on purpose.
+    pub(crate) fn injection(&self) -> &Injection {
+        &self.injection
+    }
+
+    /// Returns where frames for the domain come from.
+    fn source(&self, state: &State, origin: Origin) -> Filtered {
+        Filtered::new(self.injection.clone(), origin, state.exclusions)
     }
 
     /// Returns the maps, to look something up, and the store of their tables.
@@ -342,6 +365,7 @@ impl Domain {
 
     /// Takes a place for a region that is to come.
     fn reserve(&self, request: &Request) -> Result<PfnRange> {
+        self.injection.check(ENOMEM)?;
         let node = RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?;
         let mut state = self.state.lock();
         let range = match request.place {
@@ -374,6 +398,7 @@ impl Domain {
         // A guard for each page, roughly.
         let weight = 1 + u64::from(request.origin.constraint.is_guarded);
         // OVERFLOW: There are not more pages than PFNs.
+        self.injection.check(ENOMEM)?;
         let charge = Charge::new(range.nr_pages() * weight)?;
         let nr_pages = match request.flags & abi::P2M_REGION_ON_DEMAND {
             0 => range.nr_pages(),
@@ -383,8 +408,9 @@ impl Domain {
             return Err(ENOMEM);
         }
         let nr_pages = usize::try_from(nr_pages).map_err(|_| ENOMEM)?;
+        self.injection.check(ENOMEM)?;
         let mut frames = KVVec::from_elem(Mfn::ZERO, nr_pages, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
-        let mut source = self.state.lock().source(request.origin);
+        let mut source = self.source(&self.state.lock(), request.origin);
         if nr_pages > 0 {
             rule.fill(&mut source, &mut frames)
                 .map_err(|error| source.reason(error))?;
@@ -415,8 +441,16 @@ impl Domain {
             region.charge = Some(charge);
         }
         state.is_fresh = false;
+        self.trace_region(range, true);
         self.update_end(&mut state);
         Ok(())
+    }
+
+    fn trace_region(&self, range: PfnRange, is_new: bool) {
+        // SAFETY: It has no requirements.
+        unsafe {
+            ffi::p2m_trace_region(self.id, range.start().get(), range.nr_pages(), is_new);
+        }
     }
 
     /// Puts frames into the maps.
@@ -478,6 +512,7 @@ impl Domain {
         let region = state.remove(base).ok_or(ENOENT)?;
         self.depopulate(&mut state.writer, region.range, |mfn| Source.free(mfn));
         self.update_end(&mut state);
+        self.trace_region(range, false);
         drop(state);
         // Only now there are fewer pages.
         drop(region);

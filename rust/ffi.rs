@@ -40,6 +40,9 @@ extern "C" {
     pub(crate) fn p2m_mapping_unlock(mapping: *mut bindings::address_space);
     pub(crate) fn p2m_mapping_lock_shared(mapping: *mut bindings::address_space);
     pub(crate) fn p2m_mapping_unlock_shared(mapping: *mut bindings::address_space);
+
+    pub(crate) fn p2m_trace_change(domain: u64, pfn: u64, old: u64, new: u64);
+    pub(crate) fn p2m_trace_region(domain: u64, base: u64, nr_pages: u64, created: bool);
 }
 
 pub(crate) const P2M_CPU_XEN_PV: c_int = 1;

@@ -10,14 +10,18 @@ use core::ptr::{
 use kernel::{
     bindings,
     prelude::*,
-    sync::atomic::{
-        Atomic,
-        Relaxed, //
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
     }, //
 };
 
 use crate::{
     ffi,
+    inject::Injection,
     pure::{
         frame::{
             Mfn,
@@ -341,6 +345,7 @@ impl Origin {
 
 /// The page allocator, with what is asked of frames, and without what a domain keeps out of.
 pub(crate) struct Filtered {
+    injection: Arc<Injection>,
     origin: Origin,
     exclusions: Exclusions,
     /// Blocks that were refused, by their order. They are kept until the end, as they would come
@@ -355,8 +360,9 @@ pub(crate) struct Filtered {
 
 impl Filtered {
     /// Makes a source.
-    pub(crate) fn new(origin: Origin, exclusions: Exclusions) -> Self {
+    pub(crate) fn new(injection: Arc<Injection>, origin: Origin, exclusions: Exclusions) -> Self {
         Self {
+            injection,
             origin,
             exclusions,
             refused: KVVec::new(),
@@ -391,6 +397,9 @@ impl Filtered {
     pub(crate) fn alloc_run_below(&mut self, nr: usize, limit: u64) -> Option<Mfn> {
         let (start, end) = self.origin.constraint.range;
         let end = end.min(limit);
+        if self.injection.should_fail() {
+            return None;
+        }
         loop {
             let first = Source.alloc_run_in(nr, zone_below(end), self.origin.node)?;
             // OVERFLOW: An MFN is below `Mfn::LIMIT`, and so is the end of a run.
@@ -416,6 +425,9 @@ impl Filtered {
     /// Returns a block that has no frame which is kept out of.
     fn alloc_block(&mut self, order: u32) -> Option<Mfn> {
         let zone = zone_below(self.origin.constraint.range.1);
+        if self.injection.should_fail() {
+            return None;
+        }
         loop {
             let first = Source.alloc_in(order, zone, self.origin.node)?;
             if !self.exclusions.has_any(first, 1 << order) {

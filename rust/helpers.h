@@ -39,4 +39,7 @@ void p2m_mapping_unlock(struct address_space *mapping);
 void p2m_mapping_lock_shared(struct address_space *mapping);
 void p2m_mapping_unlock_shared(struct address_space *mapping);
 
+void p2m_trace_change(u64 domain, u64 pfn, u64 old, u64 new);
+void p2m_trace_region(u64 domain, u64 base, u64 nr_pages, bool created);
+
 #endif /* _P2M_HELPERS_H */

@@ -21,7 +21,9 @@ use kernel::{
 use crate::{
     ffi,
     pure::{
+        entry::Entry,
         frame::{
+            Pfn,
             PfnRange,
             PAGE_SHIFT, //
         },
@@ -36,6 +38,8 @@ use crate::{
 /// The address space of a domain.
 #[pin_data]
 pub(crate) struct Mapping {
+    /// The number of the domain.
+    domain: u64,
     #[pin]
     inner: Opaque<bindings::address_space>,
 }
@@ -47,8 +51,9 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Makes the address space of a domain, the file of which is being opened.
-    pub(crate) fn new(file: &File) -> impl PinInit<Self> + '_ {
+    pub(crate) fn new(file: &File, domain: u64) -> impl PinInit<Self> + '_ {
         pin_init!(Self {
+            domain,
             inner <- Opaque::ffi_init(move |slot| {
                 // SAFETY: `file` is valid, and its inode is as long as it is. `slot` is valid for
                 // writing and pinned.
@@ -128,6 +133,13 @@ impl Views for Invalidation<'_> {
         // OVERFLOW: A map has far fewer words than 2^64.
         let offset = window.offset() + index * core::mem::size_of::<u64>() as u64;
         self.unmap_offsets(offset >> PAGE_SHIFT, 1);
+    }
+
+    fn changed(&self, pfn: Pfn, old: Entry, new: Entry) {
+        // SAFETY: It has no requirements.
+        unsafe {
+            ffi::p2m_trace_change(self.mapping.domain, pfn.get(), old.raw(), new.raw());
+        }
     }
 }
 

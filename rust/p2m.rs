@@ -38,6 +38,7 @@ mod device;
 mod domain;
 mod ffi;
 mod frames;
+mod inject;
 mod live_commands;
 mod mapping;
 #[forbid(unsafe_code)]

@@ -216,7 +216,9 @@ impl Spaces {
             return Err(EEXIST);
         }
         let number = self.next;
+        let injection = domain.injection();
         let result = self.claim(domain, pool).and_then(|()| {
+            injection.check(ENOMEM)?;
             let mut pages = Pool::new(&host, pool);
             let space = Space::new(backend.0, format, &host, &mut pages)?;
             let root = space.root();
@@ -418,6 +420,9 @@ impl Machine for Host<'_> {
     fn protect(&self, pfn: Pfn) -> Result<(), Busy> {
         let range = PfnRange::new(pfn.get(), 1).map_err(|_| Busy)?;
         let mfn = self.entry(pfn.get()).owned().ok_or(Busy)?;
+        if self.domain.injection().should_fail() {
+            return Err(Busy);
+        }
         let views = self.domain.mapping().lock();
         views.unmap(range);
         // Now no mapping has a reference. Who pinned the page could go on writing to it.
@@ -466,6 +471,9 @@ impl<'a> Pool<'a> {
 
 impl TablePages for Pool<'_> {
     fn alloc(&mut self) -> Option<Pfn> {
+        if self.host.domain.injection().should_fail() {
+            return None;
+        }
         while let Some(pfn) = self.range.nth(self.next) {
             if self.host.claim(pfn) == claim::FREE {
                 self.host.page(pfn)?.fill(0);

@@ -6,6 +6,7 @@ use core::ffi::CStr;
 
 use kernel::{
     bindings,
+    pr_info_once,
     prelude::*, //
 };
 
@@ -309,7 +310,7 @@ pub(crate) fn access(domain: &Domain, command: &mut abi::p2m_space_access) -> Re
         return Err(EINVAL);
     }
     cpu::availability().inspect_err(|refusal| {
-        pr_info!("no processor can be given a space: {}\n", refusal.reason());
+        pr_info_once!("no processor can be given a space: {}\n", refusal.reason());
     })?;
     // CAST: Both are as wide as a word at least.
     let nr_words = command.nr_words as usize;

@@ -9,12 +9,14 @@ use kernel::{
     prelude::*,
     sync::{
         rcu,
+        Arc,
         SetOnce, //
     }, //
 };
 
 use crate::{
     ffi,
+    inject::Injection,
     pure::{
         entry::INVALID,
         sparse::MAX_LEVELS,
@@ -35,16 +37,16 @@ static MISSING: SetOnce<[TableId; MAX_LEVELS]> = SetOnce::new();
 /// Provides tables, each of which is a page. The id of a table is its kernel virtual address.
 ///
 /// Lookups are in an RCU read-side critical section, or exclude writers in another way.
-#[derive(Clone, Copy)]
 pub(crate) struct Store {
     missing: &'static [TableId; MAX_LEVELS],
+    injection: Arc<Injection>,
 }
 
 impl Store {
     /// Returns the store, if the module has made the [`MissingTables`].
-    pub(crate) fn get() -> Result<Self> {
+    pub(crate) fn new(injection: Arc<Injection>) -> Result<Self> {
         let missing = MISSING.as_ref().ok_or(ENODEV)?;
-        Ok(Self { missing })
+        Ok(Self { missing, injection })
     }
 
     /// Returns the page that a table is.
@@ -54,9 +56,14 @@ impl Store {
     }
 }
 
+/// Tables are charged to the memory cgroup. Nobody is to be killed for one.
+const GFP_TABLE: bindings::gfp_t = bindings::GFP_KERNEL_ACCOUNT
+    | 1 << bindings::___GFP_RETRY_MAYFAIL_BIT
+    | 1 << bindings::___GFP_NOWARN_BIT;
+
 fn alloc(fill: u64) -> Result<TableId, NoMemory> {
     // SAFETY: `get_zeroed_page()` has no requirements in a context that may sleep.
-    let address = unsafe { bindings::get_zeroed_page_noprof(bindings::GFP_KERNEL_ACCOUNT) };
+    let address = unsafe { bindings::get_zeroed_page_noprof(GFP_TABLE) };
     // CAST: Both are 64 bits wide.
     let address = address as u64;
     let id = TableId::new(address)
@@ -83,6 +90,9 @@ fn free(id: TableId) {
 
 impl TableStore for Store {
     fn alloc(&self, fill: u64) -> Result<TableId, NoMemory> {
+        if self.injection.should_fail() {
+            return Err(NoMemory);
+        }
         alloc(fill)
     }
 

@@ -86,6 +86,7 @@
 #define P2M_CMD_EXCHANGE 0x94
 #define P2M_CMD_AUDIT 0x95
 #define P2M_CMD_GUARD_CHECK 0x96
+#define P2M_CMD_FAIL_NTH 0x97
 
 /**
  * DOC: entries
@@ -1025,5 +1026,25 @@ struct p2m_guard_check {
 	__aligned_u64 out_next_pfn;
 };
 #define P2M_GUARD_CHECK _IO(P2M_IOCTL_TYPE, P2M_CMD_GUARD_CHECK)
+
+/**
+ * struct p2m_fail_nth - ioctl(P2M_FAIL_NTH)
+ * @size: sizeof(struct p2m_fail_nth).
+ * @flags: Must be 0.
+ * @nth: The place that fails, counted from 1. 0 for none.
+ * @out_left: What was left to count since the last time: 0 if that has failed.
+ *
+ * Has the n-th place of this domain that can fail do so, once, as
+ * /proc/self/fail-nth does. Places are those that need memory, and those that
+ * find a page in use by somebody else. For tests of what a failure undoes: count
+ * up until a command succeeds and @out_left isn't 0.
+ */
+struct p2m_fail_nth {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 nth;
+	__aligned_u64 out_left;
+};
+#define P2M_FAIL_NTH _IO(P2M_IOCTL_TYPE, P2M_CMD_FAIL_NTH)
 
 #endif /* _UAPI_P2M_H */

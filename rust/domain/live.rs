@@ -103,7 +103,8 @@ impl Domain {
         if !Source::has_room_for(nr_missing as u64) {
             return Err(ENOMEM);
         }
-        let mut source = state.source(region.origin);
+        let mut source = self.source(&state, region.origin);
+        self.injection.check(ENOMEM)?;
         let mut frames = spare_frames(nr_missing, policy)?;
         let mut candidates = Candidates::new(&mut source, &mut frames, policy)
             .map_err(|error| source.reason(error))?;
@@ -151,7 +152,7 @@ impl Domain {
             return Ok(());
         }
         let policy = rule(region.policy, region.seed)?;
-        let mut source = state.source(region.origin);
+        let mut source = self.source(&state, region.origin);
         let neighbours = self.neighbours(pfn);
         let mut tried = [Mfn::ZERO; MAX_TRIES];
         let mut nr_tried = 0;
@@ -236,8 +237,9 @@ impl Domain {
         };
         // OVERFLOW: The PFNs are in order.
         let bounds = PfnRange::new(first.get(), last.get() - first.get() + 1)?;
+        self.injection.check(ENOMEM)?;
         let mut frames = spare_frames(pfns.len(), policy)?;
-        let mut source = self.state.lock().source(origin);
+        let mut source = self.source(&self.state.lock(), origin);
         let mut candidates = Candidates::new(&mut source, &mut frames, policy)
             .map_err(|error| source.reason(error))?;
 
@@ -301,7 +303,9 @@ impl Domain {
 
     /// Returns whether a page that was taken out of all mappings can get another frame.
     fn is_movable(&self, pfn: Pfn, mfn: Mfn) -> bool {
-        !self.claims.is_table(&self.store, pfn.get()) && Source::is_exclusive(mfn)
+        !self.claims.is_table(&self.store, pfn.get())
+            && Source::is_exclusive(mfn)
+            && !self.injection.should_fail()
     }
 
     /// Has the leaves of spaces that map a page of the ranges follow what `work` does to its frame.
@@ -383,7 +387,7 @@ impl Domain {
         let nothing = |error| (error, entry::INVALID);
         let nr_pages = usize::try_from(range.nr_pages()).map_err(|_| nothing(EOVERFLOW))?;
         let origin = self.origin_of(range).map_err(nothing)?;
-        let mut source = self.state.lock().source(origin);
+        let mut source = self.source(&self.state.lock(), origin);
         let first = source.alloc_run_below(nr_pages, limit).ok_or_else(|| {
             nothing(match Source::has_room_for(range.nr_pages()) {
                 true => EADDRNOTAVAIL,
@@ -462,6 +466,7 @@ impl Domain {
     /// Has the pages of two ranges exchange their frames, with their contents staying.
     pub(crate) fn exchange(&self, a: PfnRange, b: PfnRange) -> Result<Moved> {
         let mut moved = Moved::default();
+        self.injection.check(ENOMEM)?;
         let mut buffer = KVec::from_elem(0u8, PAGE_SIZE, GFP_KERNEL)?;
         let mut state = self.state.lock();
         // A frame brings its guards along, and its colour.
