@@ -1,0 +1,477 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Has each place that can fail do so, one after the other, for every command:
+ * P2M_FAIL_NTH counts up until the command succeeds without one. After a failure
+ * the domain is as before, or has got as far as the command says; nothing is
+ * lost, and no page has other contents.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "kselftest_harness.h"
+#include "p2m_util.h"
+
+/* Scattered pages, pages that follow each other, pages for tables. */
+#define SCATTERED 0UL
+#define NR_SCATTERED 600UL
+#define ALIGNED 1024UL
+#define NR_ALIGNED 1024UL
+#define POOL 2048UL
+#define NR_POOL 64UL
+#define DEMAND 2560UL
+#define NR_DEMAND 24UL
+#define END (DEMAND + NR_DEMAND)
+
+#define SPACE_ADDRESS 0x40000000UL
+/* More places than any command has. */
+#define MAX_NTH 5000
+
+static __u64 fail_nth(int fd, __u64 nth)
+{
+	struct p2m_fail_nth cmd = { .size = sizeof(cmd), .nth = nth };
+
+	return ioctl(fd, P2M_FAIL_NTH, &cmd) ? ~0ULL : cmd.out_left;
+}
+
+static int region_create(int fd, __u32 flags, __u32 policy, __u64 pfn,
+			 __u64 nr_pages)
+{
+	__u64 base = pfn;
+
+	return _test_cmd_region_create(fd, flags | P2M_REGION_FIXED, policy,
+				       nr_pages, 0, &base);
+}
+
+static int space_create(int fd, __u32 *space)
+{
+	struct p2m_space_create cmd = {
+		.size = sizeof(cmd),
+		.backend = "p2m",
+		.nr_levels = 4,
+		.pool_pfn = POOL,
+		.pool_pages = NR_POOL,
+	};
+	int ret = ioctl(fd, P2M_SPACE_CREATE, &cmd);
+
+	*space = cmd.out_space;
+	return ret;
+}
+
+static int space_destroy(int fd, __u32 space)
+{
+	struct p2m_space_destroy cmd = { .size = sizeof(cmd), .space = space };
+
+	return ioctl(fd, P2M_SPACE_DESTROY, &cmd);
+}
+
+static int space_map_at(int fd, __u32 space, __u64 address, __u64 pfn,
+			__u64 nr_pages)
+{
+	struct p2m_space_map cmd = {
+		.size = sizeof(cmd),
+		.space = space,
+		.max_level = 1,
+		.address = address,
+		.pfn = pfn,
+		.nr_pages = nr_pages,
+		.pte_flags = P2M_PTE_RW,
+	};
+
+	return ioctl(fd, P2M_SPACE_MAP, &cmd);
+}
+
+static int space_map(int fd, __u32 space, __u64 pfn, __u64 nr_pages)
+{
+	return space_map_at(fd, space, SPACE_ADDRESS + pfn * P2M_PAGE_SIZE, pfn,
+			    nr_pages);
+}
+
+static int space_unmap_at(int fd, __u32 space, __u64 address, __u64 nr_pages)
+{
+	struct p2m_space_unmap cmd = {
+		.size = sizeof(cmd),
+		.space = space,
+		.address = address,
+		.nr_pages = nr_pages,
+	};
+
+	return ioctl(fd, P2M_SPACE_UNMAP, &cmd);
+}
+
+static int space_unmap(int fd, __u32 space, __u64 pfn, __u64 nr_pages)
+{
+	return space_unmap_at(fd, space, SPACE_ADDRESS + pfn * P2M_PAGE_SIZE,
+			      nr_pages);
+}
+
+struct domain {
+	int fd;
+	__u32 space;
+};
+
+/*
+ * The commands. Each begins with a domain as the fixture makes it, and @undo, if
+ * it needs any, leads back to it after a success. @whole ones have no half-way.
+ */
+struct command {
+	const char *name;
+	bool whole;
+	bool with_space;
+	int (*run)(const struct domain *d);
+	int (*undo)(const struct domain *d);
+};
+
+static int run_create(const struct domain *d)
+{
+	return region_create(d->fd, 0, P2M_POLICY_SCATTER, 4096, 700);
+}
+
+static int run_create_guarded(const struct domain *d)
+{
+	return region_create(d->fd, P2M_REGION_GUARDED, P2M_POLICY_ANY, 4096, 700);
+}
+
+static int run_create_contiguous(const struct domain *d)
+{
+	return region_create(d->fd, 0, P2M_POLICY_CONTIGUOUS, 4096, 700);
+}
+
+static int undo_create(const struct domain *d)
+{
+	return _test_cmd_region_destroy(d->fd, 4096);
+}
+
+static int run_release(const struct domain *d)
+{
+	struct p2m_release cmd = {
+		.size = sizeof(cmd),
+		.start_pfn = DEMAND,
+		.nr_pages = NR_DEMAND,
+	};
+
+	return ioctl(d->fd, P2M_RELEASE, &cmd);
+}
+
+static int run_populate(const struct domain *d)
+{
+	struct p2m_populate cmd = {
+		.size = sizeof(cmd),
+		.start_pfn = DEMAND,
+		.nr_pages = NR_DEMAND,
+	};
+
+	return ioctl(d->fd, P2M_POPULATE, &cmd);
+}
+
+static int run_move(const struct domain *d)
+{
+	struct p2m_move cmd = {
+		.size = sizeof(cmd),
+		.start_pfn = SCATTERED,
+		.nr_pages = 40,
+		.policy = P2M_POLICY_SCATTER,
+		.seed = 3,
+	};
+
+	return ioctl(d->fd, P2M_MOVE, &cmd);
+}
+
+static int run_evacuate(const struct domain *d)
+{
+	struct p2m_evacuate cmd = { .size = sizeof(cmd), .nr_frames = 64 };
+	__u64 mfn = pfn_to_entry(d->fd, ALIGNED);
+
+	if (mfn > P2M_ENTRY_MFN_MASK)
+		return -1;
+	cmd.start_mfn = mfn & ~63ULL;
+	return ioctl(d->fd, P2M_EVACUATE, &cmd);
+}
+
+static int run_contiguous(const struct domain *d)
+{
+	struct p2m_contiguous cmd = {
+		.size = sizeof(cmd),
+		.start_pfn = SCATTERED + 17,
+		.order = 4,
+	};
+
+	return ioctl(d->fd, P2M_CONTIGUOUS, &cmd);
+}
+
+static int run_exchange(const struct domain *d)
+{
+	struct p2m_exchange cmd = {
+		.size = sizeof(cmd),
+		.a_pfn = SCATTERED,
+		.b_pfn = ALIGNED + 500,
+		.nr_pages = 20,
+	};
+
+	return ioctl(d->fd, P2M_EXCHANGE, &cmd);
+}
+
+static int run_space_create(const struct domain *d)
+{
+	__u32 space;
+
+	return space_create(d->fd, &space);
+}
+
+static __u32 last_space(int fd)
+{
+	struct p2m_space_walk cmd = { .size = sizeof(cmd) };
+
+	/* Numbers are not used again soon. */
+	for (cmd.space = MAX_NTH + 10; cmd.space; cmd.space--)
+		if (!ioctl(fd, P2M_SPACE_WALK, &cmd))
+			break;
+	return cmd.space;
+}
+
+static int undo_space_create(const struct domain *d)
+{
+	return space_destroy(d->fd, last_space(d->fd));
+}
+
+/* So far from anything else that it needs tables of its own. */
+static int run_space_map(const struct domain *d)
+{
+	return space_map_at(d->fd, d->space, SPACE_ADDRESS << 10, SCATTERED, 600);
+}
+
+static int undo_space_map(const struct domain *d)
+{
+	return space_unmap_at(d->fd, d->space, SPACE_ADDRESS << 10, 600);
+}
+
+/* A large leaf has to be split. */
+static int run_space_split(const struct domain *d)
+{
+	return space_unmap(d->fd, d->space, ALIGNED + 100, 10);
+}
+
+static int undo_space_split(const struct domain *d)
+{
+	return space_unmap(d->fd, d->space, ALIGNED, NR_ALIGNED) ?:
+	       space_map(d->fd, d->space, ALIGNED, NR_ALIGNED);
+}
+
+static const struct command commands[] = {
+	{ "region_create", true, true, run_create, undo_create },
+	{ "region_create guarded", true, true, run_create_guarded, undo_create },
+	{ "region_create contiguous", true, true, run_create_contiguous,
+	  undo_create },
+	{ "populate", false, true, run_populate, run_release },
+	{ "move", false, true, run_move, NULL },
+	{ "evacuate", false, true, run_evacuate, NULL },
+	{ "contiguous", true, true, run_contiguous, NULL },
+	{ "exchange", false, true, run_exchange, NULL },
+	{ "space_create", true, false, run_space_create, undo_space_create },
+	{ "space_map", true, true, run_space_map, undo_space_map },
+	{ "space_unmap a part of a large leaf", false, true, run_space_split,
+	  undo_space_split },
+};
+
+FIXTURE(failing) {
+	struct domain domain;
+	unsigned char *memory;
+	__u64 baseline;
+};
+
+FIXTURE_VARIANT(failing) {
+	unsigned int command;
+};
+
+#define VARIANT(nr, name) \
+	FIXTURE_VARIANT_ADD(failing, name) { .command = nr }
+
+VARIANT(0, region_create);
+VARIANT(1, region_create_guarded);
+VARIANT(2, region_create_contiguous);
+VARIANT(3, populate);
+VARIANT(4, move);
+VARIANT(5, evacuate);
+VARIANT(6, contiguous);
+VARIANT(7, exchange);
+VARIANT(8, space_create);
+VARIANT(9, space_map);
+VARIANT(10, space_unmap_part);
+
+FIXTURE_SETUP(failing)
+{
+	self->baseline = total_pages();
+	self->domain.fd = p2m_open();
+	ASSERT_LE(0, self->domain.fd) SKIP(return, "cannot open " P2M_DEVICE);
+	ASSERT_EQ(0, region_create(self->domain.fd, 0, P2M_POLICY_SCATTER, SCATTERED,
+				   NR_SCATTERED));
+	ASSERT_EQ(0, region_create(self->domain.fd, 0, P2M_POLICY_CONTIGUOUS, ALIGNED,
+				   NR_ALIGNED));
+	ASSERT_EQ(0, region_create(self->domain.fd, 0, P2M_POLICY_ANY, POOL, NR_POOL));
+	ASSERT_EQ(0, region_create(self->domain.fd, P2M_REGION_ON_DEMAND,
+				   P2M_POLICY_SCATTER, DEMAND, NR_DEMAND));
+	self->memory = map_pages(self->domain.fd, 0, END);
+	ASSERT_NE(MAP_FAILED, self->memory);
+	for (__u64 pfn = 0; pfn < POOL; pfn++)
+		if (pfn < NR_SCATTERED || pfn >= ALIGNED)
+			page_fill(self->memory + pfn * P2M_PAGE_SIZE, pfn);
+
+	if (commands[variant->command].with_space) {
+		ASSERT_EQ(0, space_create(self->domain.fd, &self->domain.space));
+		ASSERT_EQ(0, space_map(self->domain.fd, self->domain.space, SCATTERED,
+				       NR_SCATTERED));
+	}
+	if (commands[variant->command].run == run_space_split)
+		ASSERT_EQ(0, space_map(self->domain.fd, self->domain.space, ALIGNED,
+				       NR_ALIGNED));
+}
+
+FIXTURE_TEARDOWN(failing)
+{
+	munmap(self->memory, END * P2M_PAGE_SIZE);
+	close(self->domain.fd);
+	EXPECT_EQ(self->baseline, total_pages());
+}
+
+static void check_contents(struct __test_metadata *_metadata,
+			   const unsigned char *memory)
+{
+	__u64 pfn;
+
+	for (pfn = 0; pfn < POOL; pfn++)
+		if (pfn < NR_SCATTERED || pfn >= ALIGNED)
+			ASSERT_TRUE(page_matches(memory + pfn * P2M_PAGE_SIZE,
+						 pfn))
+				TH_LOG("page %llu has other contents", pfn);
+}
+
+static void check_audit(struct __test_metadata *_metadata, int fd)
+{
+	struct p2m_audit audit = { .size = sizeof(audit) };
+
+	ASSERT_EQ(0, ioctl(fd, P2M_AUDIT, &audit));
+	EXPECT_EQ(0, audit.out_p2m_bad);
+	EXPECT_EQ(0, audit.out_m2p_bad);
+	EXPECT_EQ(0, audit.out_orphans);
+	EXPECT_EQ(0, audit.out_refs_bad);
+	EXPECT_EQ(0, audit.out_spaces_bad);
+	EXPECT_EQ(0, audit.out_count_bad);
+}
+
+TEST_F_TIMEOUT(failing, leaves_nothing_lost, 120)
+{
+	const struct command *command = &commands[variant->command];
+	const struct domain *domain = &self->domain;
+	unsigned int nth, nr_failures = 0;
+
+	for (nth = 1; nth <= MAX_NTH; nth++) {
+		__u64 *before = range_to_entries(domain->fd, 0, END);
+		__u64 *after;
+		__u64 left;
+		int ret;
+
+		ASSERT_NE(NULL, before);
+		fail_nth(domain->fd, nth);
+		ret = command->run(domain);
+		left = fail_nth(domain->fd, 0);
+
+		check_audit(_metadata, domain->fd);
+		if (ret && command->whole) {
+			after = range_to_entries(domain->fd, 0, END);
+			ASSERT_NE(NULL, after);
+			EXPECT_EQ(0, memcmp(before, after, END * sizeof(*after)))
+				TH_LOG("place %u of %s: frames differ", nth,
+				       command->name);
+			free(after);
+		}
+		free(before);
+		if (nth % 16 == 1 || left)
+			check_contents(_metadata, self->memory);
+
+		/* Not reached, and so not failed. */
+		if (left) {
+			ASSERT_EQ(0, ret);
+			break;
+		}
+		nr_failures++;
+		if (command->undo && (!ret || !command->whole))
+			command->undo(domain);
+	}
+	ASSERT_LT(nth, MAX_NTH);
+	/* A command in which nothing can fail would prove nothing. */
+	EXPECT_LT(0, nr_failures);
+	TH_LOG("%s: %u places failed", command->name, nr_failures);
+}
+
+/* A mapping that creates a region has none after a failure. */
+TEST(mmap_of_a_fresh_domain_leaves_nothing_lost)
+{
+	const size_t len = 600 * P2M_PAGE_SIZE;
+	__u64 baseline = total_pages();
+	unsigned int nth;
+
+	for (nth = 1; nth <= MAX_NTH; nth++) {
+		int fd = p2m_open();
+		__u64 left;
+		void *mem;
+
+		ASSERT_LE(0, fd) SKIP(return, "cannot open " P2M_DEVICE);
+		fail_nth(fd, nth);
+		mem = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		left = fail_nth(fd, 0);
+		check_audit(_metadata, fd);
+		if (mem == MAP_FAILED) {
+			struct p2m_stat stat = { .size = sizeof(stat) };
+
+			test_cmd_stat(fd, &stat);
+			EXPECT_EQ(0, stat.out_regions);
+			EXPECT_EQ(0, stat.out_frames);
+		} else {
+			EXPECT_EQ(len, first_nonzero(mem, len));
+			munmap(mem, len);
+		}
+		close(fd);
+		EXPECT_EQ(baseline, total_pages());
+		if (left) {
+			ASSERT_NE(MAP_FAILED, mem);
+			break;
+		}
+	}
+	EXPECT_LT(1, nth);
+	ASSERT_LT(nth, MAX_NTH);
+}
+
+/* A touch that finds no memory is a signal, and the next one finds some. */
+TEST(touch_on_demand_leaves_nothing_lost)
+{
+	int fd = p2m_open();
+	volatile unsigned char *mem;
+	unsigned int nth;
+	__u64 left = 0;
+
+	ASSERT_LE(0, fd) SKIP(return, "cannot open " P2M_DEVICE);
+	ASSERT_EQ(0, region_create(fd, P2M_REGION_ON_DEMAND, P2M_POLICY_ANY, 0,
+				   MAX_NTH));
+	mem = map_pages(fd, 0, MAX_NTH);
+	ASSERT_NE(MAP_FAILED, mem);
+	for (nth = 1; nth < 100 && !left; nth++) {
+		volatile unsigned char *page = mem + nth * 512 % MAX_NTH * P2M_PAGE_SIZE;
+		int sig;
+
+		fail_nth(fd, nth);
+		sig = touch_write(page, nth);
+		left = fail_nth(fd, 0);
+		check_audit(_metadata, fd);
+		/* It may have done without what failed. */
+		EXPECT_TRUE(!sig || (!left && sig == SIGBUS));
+		EXPECT_EQ(0, touch_write(page, nth));
+	}
+	EXPECT_LT(2, nth);
+	EXPECT_NE(0, left);
+	munmap((void *)mem, MAX_NTH * P2M_PAGE_SIZE);
+	close(fd);
+}
+
+TEST_HARNESS_MAIN
