@@ -235,6 +235,15 @@ static void fill_exchange(struct arena *arena, void *arg)
 	cmd->nr_pages = NR_PAGES / 2;
 }
 
+static void fill_guard_check(struct arena *arena, void *arg)
+{
+	struct p2m_guard_check *cmd = arg;
+
+	(void)arena;
+	cmd->start_pfn = BASE_PFN;
+	cmd->nr_pages = NR_PAGES;
+}
+
 static int call_native(int fd, unsigned long cmd, void *arg)
 {
 	return ioctl(fd, cmd, arg);
@@ -297,8 +306,8 @@ FIXTURE_VARIANT(command)
 	unsigned int nr;
 	size_t size;
 	__u32 known_flags;
-	/* The member that must be 0, if there is one. */
-	size_t reserved;
+	/* The members that must be 0, as far as there are any. */
+	size_t reserved[2];
 	/* It needs a space. */
 	bool space;
 	/* It needs P2M_FEATURE_*. */
@@ -333,8 +342,11 @@ COMMAND(stat, .nr = P2M_STAT, .size = sizeof(struct p2m_stat), .has_out = true,
 	.fill = fill_nothing);
 COMMAND(region_create, .nr = P2M_REGION_CREATE,
 	.size = sizeof(struct p2m_region_create), .has_out = true,
-	.known_flags = P2M_REGION_FIXED | P2M_REGION_ON_DEMAND,
-	.reserved = offsetof(struct p2m_region_create, __reserved),
+	.known_flags = P2M_REGION_FIXED | P2M_REGION_ON_DEMAND |
+		       P2M_REGION_GUARDED | P2M_REGION_NODE | P2M_REGION_RANGE |
+		       P2M_REGION_COLOUR,
+	.reserved = { offsetof(struct p2m_region_create, __reserved),
+		      offsetof(struct p2m_region_create, __reserved2) },
 	.fill = fill_region_create);
 COMMAND(region_destroy, .nr = P2M_REGION_DESTROY,
 	.size = sizeof(struct p2m_region_destroy), .fill = fill_region_destroy);
@@ -352,30 +364,30 @@ COMMAND(space_create, .nr = P2M_SPACE_CREATE,
 	.space = true, .fill = fill_space_create);
 COMMAND(space_destroy, .nr = P2M_SPACE_DESTROY,
 	.size = sizeof(struct p2m_space_destroy), .space = true,
-	.reserved = offsetof(struct p2m_space_destroy, __reserved),
+	.reserved = { offsetof(struct p2m_space_destroy, __reserved) },
 	.fill = fill_space_destroy);
 COMMAND(space_map, .nr = P2M_SPACE_MAP, .size = sizeof(struct p2m_space_map),
 	.space = true, .fill = fill_space_map);
 COMMAND(space_unmap, .nr = P2M_SPACE_UNMAP,
 	.size = sizeof(struct p2m_space_unmap), .has_out = true,
 	.known_flags = P2M_UNMAP_ALL, .space = true,
-	.reserved = offsetof(struct p2m_space_unmap, __reserved),
+	.reserved = { offsetof(struct p2m_space_unmap, __reserved) },
 	.fill = fill_space_unmap);
 COMMAND(space_change, .nr = P2M_SPACE_CHANGE,
 	.size = sizeof(struct p2m_space_change), .has_out = true,
 	.known_flags = P2M_CHANGE_FRAMES, .space = true,
-	.reserved = offsetof(struct p2m_space_change, __reserved),
+	.reserved = { offsetof(struct p2m_space_change, __reserved) },
 	.fill = fill_space_change);
 COMMAND(space_walk, .nr = P2M_SPACE_WALK, .size = sizeof(struct p2m_space_walk),
 	.has_out = true, .space = true, .fill = fill_space_walk);
 COMMAND(space_dump, .nr = P2M_SPACE_DUMP, .size = sizeof(struct p2m_space_dump),
 	.has_out = true, .space = true,
-	.reserved = offsetof(struct p2m_space_dump, __reserved),
+	.reserved = { offsetof(struct p2m_space_dump, __reserved) },
 	.fill = fill_space_dump);
 COMMAND(space_access, .nr = P2M_SPACE_ACCESS,
 	.size = sizeof(struct p2m_space_access), .has_out = true,
 	.space = true, .feature = P2M_FEATURE_CPU_ACCESS,
-	.reserved = offsetof(struct p2m_space_access, __reserved),
+	.reserved = { offsetof(struct p2m_space_access, __reserved) },
 	.fill = fill_space_access);
 
 COMMAND(release, .nr = P2M_RELEASE, .size = sizeof(struct p2m_release),
@@ -383,7 +395,7 @@ COMMAND(release, .nr = P2M_RELEASE, .size = sizeof(struct p2m_release),
 COMMAND(populate, .nr = P2M_POPULATE, .size = sizeof(struct p2m_populate),
 	.has_out = true, .fill = fill_populate);
 COMMAND(move, .nr = P2M_MOVE, .size = sizeof(struct p2m_move), .has_out = true,
-	.reserved = offsetof(struct p2m_move, __reserved), .fill = fill_move);
+	.reserved = { offsetof(struct p2m_move, __reserved) }, .fill = fill_move);
 COMMAND(evacuate, .nr = P2M_EVACUATE, .size = sizeof(struct p2m_evacuate),
 	.has_out = true,
 	.known_flags = P2M_EVACUATE_KEEP_OUT | P2M_EVACUATE_READMIT,
@@ -394,8 +406,12 @@ COMMAND(exchange, .nr = P2M_EXCHANGE, .size = sizeof(struct p2m_exchange),
 	.has_out = true, .fill = fill_exchange);
 COMMAND(audit, .nr = P2M_AUDIT, .size = sizeof(struct p2m_audit),
 	.has_out = true, .fill = fill_nothing);
+COMMAND(guard_check, .nr = P2M_GUARD_CHECK,
+	.size = sizeof(struct p2m_guard_check), .has_out = true,
+	.known_flags = P2M_GUARD_REFILL, .fill = fill_guard_check);
+
 /* The last command that there is. */
-#define LAST_COMMAND P2M_CMD_AUDIT
+#define LAST_COMMAND P2M_CMD_GUARD_CHECK
 
 /* A new domain with the region that the valid arguments speak of. */
 static int new_domain(struct __test_metadata *_metadata)
@@ -655,19 +671,26 @@ TEST_F(command, nonzero_reserved_member_is_EINVAL)
 {
 	struct snapshot snap;
 	__u32 value;
+	size_t i;
 	int bit;
 
-	if (!variant->reserved)
+	if (!variant->reserved[0])
 		SKIP(return, "the command has none");
 
 	ASSERT_EQ(0, snapshot_take(self->fd, &snap));
-	for (bit = 0; bit < 32; bit++) {
-		value = 1U << bit;
-		fill(variant, self->arena, self->buffer, variant->size);
-		memcpy(self->buffer + variant->reserved, &value, sizeof(value));
-		ASSERT_EQ(-1, call(variant, self->fd, self->buffer))
-			TH_LOG("value %#x", value);
-		ASSERT_EQ(EINVAL, errno) TH_LOG("value %#x", value);
+	for (i = 0; i < ARRAY_LEN(variant->reserved); i++) {
+		if (!variant->reserved[i])
+			break;
+		for (bit = 0; bit < 32; bit++) {
+			value = 1U << bit;
+			fill(variant, self->arena, self->buffer, variant->size);
+			memcpy(self->buffer + variant->reserved[i], &value,
+			       sizeof(value));
+			ASSERT_EQ(-1, call(variant, self->fd, self->buffer))
+				TH_LOG("member %zu, value %#x", i, value);
+			ASSERT_EQ(EINVAL, errno)
+				TH_LOG("member %zu, value %#x", i, value);
+		}
 	}
 	EXPECT_TRUE(snapshot_is_current(self->fd, &snap));
 	/* It was only that. */

@@ -85,8 +85,7 @@ ABI_MEMBER(p2m_info, out_max_total_pages, 56, 8);
 ABI_MEMBER(p2m_info, out_max_regions, 64, 4);
 ABI_MEMBER(p2m_info, out_default_policy, 68, 4);
 
-ABI_SIZE(p2m_stat, 88);
-ABI_MEMBER(p2m_stat, out_frames, 80, 8);
+ABI_SIZE(p2m_stat, 96);
 ABI_MEMBER(p2m_stat, size, 0, 4);
 ABI_MEMBER(p2m_stat, flags, 4, 4);
 ABI_MEMBER(p2m_stat, out_generation, 8, 8);
@@ -98,8 +97,10 @@ ABI_MEMBER(p2m_stat, out_faults, 48, 8);
 ABI_MEMBER(p2m_stat, out_fault_pages, 56, 8);
 ABI_MEMBER(p2m_stat, out_total_domains, 64, 8);
 ABI_MEMBER(p2m_stat, out_total_pages, 72, 8);
+ABI_MEMBER(p2m_stat, out_frames, 80, 8);
+ABI_MEMBER(p2m_stat, out_guards, 88, 8);
 
-ABI_SIZE(p2m_region_create, 40);
+ABI_SIZE(p2m_region_create, 72);
 ABI_MEMBER(p2m_region_create, size, 0, 4);
 ABI_MEMBER(p2m_region_create, flags, 4, 4);
 ABI_MEMBER(p2m_region_create, policy, 8, 4);
@@ -107,6 +108,12 @@ ABI_MEMBER(p2m_region_create, __reserved, 12, 4);
 ABI_MEMBER(p2m_region_create, nr_pages, 16, 8);
 ABI_MEMBER(p2m_region_create, seed, 24, 8);
 ABI_MEMBER(p2m_region_create, base_pfn, 32, 8);
+ABI_MEMBER(p2m_region_create, start_mfn, 40, 8);
+ABI_MEMBER(p2m_region_create, end_mfn, 48, 8);
+ABI_MEMBER(p2m_region_create, node, 56, 4);
+ABI_MEMBER(p2m_region_create, divisor, 60, 4);
+ABI_MEMBER(p2m_region_create, colour, 64, 4);
+ABI_MEMBER(p2m_region_create, __reserved2, 68, 4);
 
 ABI_SIZE(p2m_region_destroy, 16);
 ABI_MEMBER(p2m_region_destroy, size, 0, 4);
@@ -277,9 +284,17 @@ ABI_VALUE(P2M_EVACUATE, 0xbb92);
 ABI_VALUE(P2M_CONTIGUOUS, 0xbb93);
 ABI_VALUE(P2M_EXCHANGE, 0xbb94);
 ABI_VALUE(P2M_AUDIT, 0xbb95);
+ABI_VALUE(P2M_GUARD_CHECK, 0xbb96);
 
 ABI_VALUE(P2M_FEATURE_LIVE, 16);
 ABI_VALUE(P2M_REGION_ON_DEMAND, 2);
+ABI_VALUE(P2M_REGION_GUARDED, 4);
+ABI_VALUE(P2M_REGION_NODE, 8);
+ABI_VALUE(P2M_REGION_RANGE, 16);
+ABI_VALUE(P2M_REGION_COLOUR, 32);
+ABI_VALUE(P2M_GUARD_REFILL, 1);
+ABI_VALUE(P2M_GUARD_PATTERN, 0x7261756721326d70ULL);
+ABI_VALUE(P2M_ENTRY_GUARD, ~1ULL);
 ABI_VALUE(P2M_EVACUATE_KEEP_OUT, 1);
 ABI_VALUE(P2M_EVACUATE_READMIT, 2);
 
@@ -350,5 +365,17 @@ ABI_MEMBER(p2m_audit, out_spaces_bad, 56, 8);
 ABI_MEMBER(p2m_audit, out_count_bad, 64, 8);
 ABI_MEMBER(p2m_audit, out_first_pfn, 72, 8);
 ABI_MEMBER(p2m_audit, out_first_mfn, 80, 8);
+
+ABI_SIZE(p2m_guard_check, 72);
+ABI_MEMBER(p2m_guard_check, size, 0, 4);
+ABI_MEMBER(p2m_guard_check, flags, 4, 4);
+ABI_MEMBER(p2m_guard_check, start_pfn, 8, 8);
+ABI_MEMBER(p2m_guard_check, nr_pages, 16, 8);
+ABI_MEMBER(p2m_guard_check, out_guards, 24, 8);
+ABI_MEMBER(p2m_guard_check, out_broken, 32, 8);
+ABI_MEMBER(p2m_guard_check, out_pfn, 40, 8);
+ABI_MEMBER(p2m_guard_check, out_offset, 48, 8);
+ABI_MEMBER(p2m_guard_check, out_value, 56, 8);
+ABI_MEMBER(p2m_guard_check, out_next_pfn, 64, 8);
 
 #endif /* P2M_ABI_LAYOUT_H */

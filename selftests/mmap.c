@@ -922,6 +922,9 @@ TEST_F(plain, kvm_guest_runs_in_it)
 	struct kvm_run *run;
 	char *mem;
 
+	if (access("/dev/kvm", F_OK) &&
+	    system("modprobe -q kvm_amd || modprobe -q kvm_intel"))
+		SKIP(return, "no KVM");
 	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (kvm < 0)
 		SKIP(return, "no /dev/kvm");
