@@ -648,7 +648,7 @@ impl<P: TablePages> Builder<'_, P> {
 
     /// Links a table into an entry of `level`.
     fn set_link(&mut self, level: usize, slot: Slot, table: Pfn) {
-        let val = table.get() << PAGE_SHIFT | self.space.format.link_flags;
+        let val = (table.get() << PAGE_SHIFT) | self.space.format.link_flags;
         self.set(level, slot, val);
         // The table is used at once, so its link can't wait.
         let (ops, mut cx) = self.context();
@@ -668,7 +668,7 @@ impl<P: TablePages> Builder<'_, P> {
             let (val, raw) = self.get(level, slot)?;
             if self.fits(level, part, pfn, plan, raw) {
                 let flags = self.space.format.leaf(level, plan.flags);
-                self.set(level, slot, pfn.get() << PAGE_SHIFT | flags);
+                self.set(level, slot, (pfn.get() << PAGE_SHIFT) | flags);
                 continue;
             }
             // OVERFLOW: A page always fits at level 0.
@@ -803,7 +803,7 @@ impl<P: TablePages> Builder<'_, P> {
             (Change::Flags(flags), _) => ops.make(machine, level, with_flags(val, flags)),
             (Change::Frames(_), Some(pfn)) => {
                 let flags = format.leaf(level, format.flags(level, val));
-                ops.make(machine, level, pfn.get() << PAGE_SHIFT | flags)
+                ops.make(machine, level, (pfn.get() << PAGE_SHIFT) | flags)
             }
             (Change::Frames(_), None) => 0,
         };
@@ -886,7 +886,7 @@ impl<P: TablePages> Builder<'_, P> {
                 table: child,
                 index,
             };
-            ops.set(&mut cx, below, slot, number << PAGE_SHIFT | leaf);
+            ops.set(&mut cx, below, slot, (number << PAGE_SHIFT) | leaf);
         }
         self.set_link(level, slot, child);
         Ok(child)

@@ -448,7 +448,7 @@ fn sort(frames: &mut [Mfn]) {
 
 /// Moves frames with a bit clear before those that have it set, and returns how many they are.
 fn partition(frames: &mut [Mfn], bit: u32) -> usize {
-    let is_set = |mfn: &Mfn| mfn.get() >> bit & 1 != 0;
+    let is_set = |mfn: &Mfn| (mfn.get() >> bit) & 1 != 0;
     let (mut start, mut end) = (0, frames.len());
     loop {
         while start < end && !frames.get(start).is_some_and(is_set) {

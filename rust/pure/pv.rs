@@ -756,7 +756,7 @@ impl MmuOps for P2m {
         // Not an entry: what would be its present bit may be one of the PCID.
         let root = machine.entry((cr3 & bits::FRAME) >> PAGE_SHIFT);
         if let Some(mfn) = root.mfn() {
-            machine.load_cr3(mfn.get() << PAGE_SHIFT | cr3 & !bits::FRAME);
+            machine.load_cr3((mfn.get() << PAGE_SHIFT) | cr3 & !bits::FRAME);
         }
     }
 }

@@ -107,8 +107,8 @@ impl<const MAX_ORDER: u32> Machine<MAX_ORDER> {
 
     /// Adds a free block, and joins it with its buddy as long as there is one.
     fn put(&mut self, mut start: u64, mut order: u32) {
-        while order < MAX_ORDER && self.by_order[order as usize].remove(&(start ^ 1 << order)) {
-            self.free.remove(&(start ^ 1 << order));
+        while order < MAX_ORDER && self.by_order[order as usize].remove(&(start ^ (1 << order))) {
+            self.free.remove(&(start ^ (1 << order)));
             start &= !(1 << order);
             order += 1;
         }

@@ -220,13 +220,13 @@ impl Store {
 
 fn make_id(place: usize, nr_uses: u64) -> TableId {
     // Ids begin at 1, so that a word of 0 is none.
-    let word = nr_uses << USE_SHIFT | (place as u64 + 1) << PLACE_SHIFT;
+    let word = (nr_uses << USE_SHIFT) | ((place as u64 + 1) << PLACE_SHIFT);
     TableId::new(word).expect("the low bits are 0")
 }
 
 fn place_of(id: TableId) -> usize {
     // CAST: Masked to the bits of a place.
-    ((id.get() >> PLACE_SHIFT & ((1 << PLACE_BITS) - 1)) as usize).wrapping_sub(1)
+    (((id.get() >> PLACE_SHIFT) & ((1 << PLACE_BITS) - 1)) as usize).wrapping_sub(1)
 }
 
 fn nr_uses_of(word: u64) -> u64 {

@@ -185,7 +185,7 @@ fn a_run_of_every_length_is_scattered() {
 #[test]
 fn every_small_set_is_scattered() {
     for bits in 1..1u64 << 10 {
-        let set = (0..10).filter(|at| bits >> at & 1 != 0);
+        let set = (0..10).filter(|at| (bits >> at) & 1 != 0);
         let nr = set.clone().count();
         for seed in 0..20 {
             let frames = match nr {
@@ -566,7 +566,7 @@ mod exclusions {
         let ranges = [(3, 5), (4, 9), (12, 13), (20, 20), (9, 8)];
         for bits in 0..1u32 << ranges.len() {
             let mut exclusions = Exclusions::new();
-            let added = |at: &usize| bits >> at & 1 != 0;
+            let added = |at: &usize| (bits >> at) & 1 != 0;
             let chosen: Vec<_> = (0..ranges.len())
                 .filter(added)
                 .map(|at| ranges[at])

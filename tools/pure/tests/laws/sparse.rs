@@ -37,7 +37,7 @@ fn word(index: u64) -> u64 {
 
 fn sets() -> impl Iterator<Item = BTreeSet<u64>> {
     (0..1u32 << UNIVERSE.len()).map(|bits| {
-        let is_in = |at: &usize| bits >> at & 1 != 0;
+        let is_in = |at: &usize| (bits >> at) & 1 != 0;
         let chosen = (0..UNIVERSE.len()).filter(is_in);
         chosen.map(|at| UNIVERSE[at]).collect()
     })

@@ -21,7 +21,7 @@ const NR_READERS: u64 = 2;
 /// Some noise: the same for the same number.
 fn noise(number: u64) -> u64 {
     let mixed = (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    mixed ^ mixed >> 29
+    mixed ^ (mixed >> 29)
 }
 
 /// Where writers write. The tree gets higher and lower for them.
