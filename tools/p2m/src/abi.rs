@@ -17,6 +17,7 @@ pub const ENTRY_FOREIGN: u64 = P2M_ENTRY_FOREIGN as u64;
 pub const ENTRY_IDENTITY: u64 = P2M_ENTRY_IDENTITY;
 pub const ENTRY_MFN_MASK: u64 = P2M_ENTRY_MFN_MASK;
 pub const MAX_PFN: u64 = P2M_MAX_PFN as u64;
+pub const PTE_NX: u64 = P2M_PTE_NX as u64;
 
 macro_rules! commands {
     ($($structure:ident = $command:ident;)*) => {$(
@@ -56,6 +57,21 @@ commands! {
     p2m_region_list = P2M_CMD_REGION_LIST;
     p2m_translate = P2M_CMD_TRANSLATE;
     p2m_runs = P2M_CMD_RUNS;
+    p2m_space_create = P2M_CMD_SPACE_CREATE;
+    p2m_space_destroy = P2M_CMD_SPACE_DESTROY;
+    p2m_space_map = P2M_CMD_SPACE_MAP;
+    p2m_space_unmap = P2M_CMD_SPACE_UNMAP;
+    p2m_space_change = P2M_CMD_SPACE_CHANGE;
+    p2m_space_walk = P2M_CMD_SPACE_WALK;
+    p2m_space_dump = P2M_CMD_SPACE_DUMP;
+    p2m_space_access = P2M_CMD_SPACE_ACCESS;
+    p2m_release = P2M_CMD_RELEASE;
+    p2m_populate = P2M_CMD_POPULATE;
+    p2m_move = P2M_CMD_MOVE;
+    p2m_evacuate = P2M_CMD_EVACUATE;
+    p2m_contiguous = P2M_CMD_CONTIGUOUS;
+    p2m_exchange = P2M_CMD_EXCHANGE;
+    p2m_audit = P2M_CMD_AUDIT;
 }
 
 // What is in use can't change: these are the numbers of the first release, not what the header
@@ -68,6 +84,21 @@ const _: () = {
     assert!(p2m_region_list::OPCODE == 0xbb84);
     assert!(p2m_translate::OPCODE == 0xbb85);
     assert!(p2m_runs::OPCODE == 0xbb86);
+    assert!(p2m_space_create::OPCODE == 0xbb87);
+    assert!(p2m_space_destroy::OPCODE == 0xbb88);
+    assert!(p2m_space_map::OPCODE == 0xbb89);
+    assert!(p2m_space_unmap::OPCODE == 0xbb8a);
+    assert!(p2m_space_change::OPCODE == 0xbb8b);
+    assert!(p2m_space_walk::OPCODE == 0xbb8c);
+    assert!(p2m_space_dump::OPCODE == 0xbb8d);
+    assert!(p2m_space_access::OPCODE == 0xbb8e);
+    assert!(p2m_release::OPCODE == 0xbb8f);
+    assert!(p2m_populate::OPCODE == 0xbb90);
+    assert!(p2m_move::OPCODE == 0xbb91);
+    assert!(p2m_evacuate::OPCODE == 0xbb92);
+    assert!(p2m_contiguous::OPCODE == 0xbb93);
+    assert!(p2m_exchange::OPCODE == 0xbb94);
+    assert!(p2m_audit::OPCODE == 0xbb95);
 
     assert!(ENTRY_INVALID == u64::MAX);
     assert!(ENTRY_FOREIGN == 1 << 63);
@@ -84,9 +115,34 @@ const _: () = {
     assert!(P2M_POLICY_SCATTER == 1);
     assert!(P2M_POLICY_CONTIGUOUS == 2);
     assert!(P2M_REGION_FIXED == 1);
+    assert!(P2M_REGION_ON_DEMAND == 2);
     assert!(P2M_TRANSLATE_M2P == 1);
     assert!(P2M_FEATURE_MFN_VISIBLE == 1);
     assert!(P2M_FEATURE_TABLE_MMAP == 2);
+    assert!(P2M_FEATURE_SPACES == 4);
+    assert!(P2M_FEATURE_CPU_ACCESS == 8);
+    assert!(P2M_FEATURE_LIVE == 16);
+
+    assert!(P2M_PTE_RW == 1 << 1);
+    assert!(P2M_PTE_USER == 1 << 2);
+    assert!(P2M_PTE_PWT == 1 << 3);
+    assert!(P2M_PTE_PCD == 1 << 4);
+    assert!(P2M_PTE_ACCESSED == 1 << 5);
+    assert!(P2M_PTE_DIRTY == 1 << 6);
+    assert!(P2M_PTE_PAT == 1 << 7);
+    assert!(PTE_NX == 1 << 63);
+    assert!(P2M_UNMAP_ALL == 1);
+    assert!(P2M_CHANGE_FRAMES == 1);
+    assert!(P2M_MAX_STEPS == 5);
+    assert!(P2M_ACCESS_READ == 0);
+    assert!(P2M_ACCESS_WRITE == 1);
+    assert!(P2M_ACCESS_CHECKSUM == 2);
+    assert!(P2M_FAULT_RAISED == 1);
+    assert!(P2M_FAULT_PROTECTION == 2);
+    assert!(P2M_FAULT_WRITE == 4);
+    assert!(P2M_MAX_ACCESS_WORDS == 1 << 16);
+    assert!(P2M_EVACUATE_KEEP_OUT == 1);
+    assert!(P2M_EVACUATE_READMIT == 2);
 };
 
 /// Asserts the size of structures and where each of their members begins.
@@ -111,16 +167,16 @@ assert_layout! {
         out_policies: 24, out_max_pfn: 32, out_max_mfn: 40, out_max_domain_pages: 48,
         out_max_total_pages: 56, out_max_regions: 64, out_default_policy: 68,
     }
-    p2m_stat: >= 80 {
+    p2m_stat: >= 88 {
         size: 0, flags: 4, out_generation: 8, out_regions: 16, out_pages: 24, out_p2m_tables: 32,
         out_m2p_tables: 40, out_faults: 48, out_fault_pages: 56, out_total_domains: 64,
-        out_total_pages: 72,
+        out_total_pages: 72, out_frames: 80,
     }
     p2m_region_create: >= 40 {
         size: 0, flags: 4, policy: 8, __reserved: 12, nr_pages: 16, seed: 24, base_pfn: 32,
     }
     p2m_region_destroy: >= 16 { size: 0, flags: 4, base_pfn: 8 }
-    p2m_region: == 32 { base_pfn: 0, nr_pages: 8, seed: 16, policy: 24 }
+    p2m_region: == 32 { base_pfn: 0, nr_pages: 8, seed: 16, policy: 24, flags: 28 }
     p2m_region_list: >= 40 {
         size: 0, flags: 4, start_pfn: 8, regions: 16, nr: 24, out_nr: 28, out_total: 32,
     }
@@ -129,5 +185,61 @@ assert_layout! {
     p2m_runs: >= 48 {
         size: 0, flags: 4, start_pfn: 8, nr_pages: 16, runs: 24, nr: 32, out_nr: 36,
         out_next_pfn: 40,
+    }
+    p2m_space_create: >= 72 {
+        size: 0, flags: 4, backend: 8, nr_levels: 40, out_space: 44, pool_pfn: 48,
+        pool_pages: 56, out_root_pfn: 64,
+    }
+    p2m_space_destroy: >= 16 { size: 0, flags: 4, space: 8, __reserved: 12 }
+    p2m_space_map: >= 48 {
+        size: 0, flags: 4, space: 8, max_level: 12, address: 16, pfn: 24, nr_pages: 32,
+        pte_flags: 40,
+    }
+    p2m_space_unmap: >= 40 {
+        size: 0, flags: 4, space: 8, __reserved: 12, address: 16, nr_pages: 24, out_pages: 32,
+    }
+    p2m_space_change: >= 48 {
+        size: 0, flags: 4, space: 8, __reserved: 12, address: 16, nr_pages: 24, value: 32,
+        out_pages: 40,
+    }
+    p2m_step: == 40 { table_pfn: 0, table_mfn: 8, raw: 16, val: 24, level: 32, index: 36 }
+    p2m_space_walk: >= 224 {
+        size: 0, flags: 4, space: 8, out_nr_steps: 12, address: 16, out_steps: 24,
+    }
+    p2m_span: == 48 {
+        address: 0, nr_pages: 8, pfn: 16, mfn: 24, pte_flags: 32, level: 40, __reserved: 44,
+    }
+    p2m_space_dump: >= 48 {
+        size: 0, flags: 4, space: 8, nr: 12, address: 16, spans: 24, out_nr: 32, __reserved: 36,
+        out_next: 40,
+    }
+    p2m_space_access: >= 64 {
+        size: 0, flags: 4, space: 8, op: 12, address: 16, buffer: 24, nr_words: 32, out_words: 36,
+        out_checksum: 40, out_fault_address: 48, out_fault: 56, __reserved: 60,
+    }
+    p2m_release: >= 40 {
+        size: 0, flags: 4, start_pfn: 8, nr_pages: 16, out_pages: 24, out_next_pfn: 32,
+    }
+    p2m_populate: >= 40 {
+        size: 0, flags: 4, start_pfn: 8, nr_pages: 16, out_pages: 24, out_next_pfn: 32,
+    }
+    p2m_move: >= 64 {
+        size: 0, flags: 4, start_pfn: 8, nr_pages: 16, seed: 24, policy: 32, __reserved: 36,
+        out_pages: 40, out_busy: 48, out_next_pfn: 56,
+    }
+    p2m_evacuate: >= 48 {
+        size: 0, flags: 4, start_mfn: 8, nr_frames: 16, out_pages: 24, out_busy: 32,
+        out_next_mfn: 40,
+    }
+    p2m_contiguous: >= 32 {
+        size: 0, flags: 4, start_pfn: 8, order: 16, address_bits: 20, out_busy_pfn: 24,
+    }
+    p2m_exchange: >= 48 {
+        size: 0, flags: 4, a_pfn: 8, b_pfn: 16, nr_pages: 24, out_pages: 32, out_busy: 40,
+    }
+    p2m_audit: >= 88 {
+        size: 0, flags: 4, out_frames: 8, out_pinned: 16, out_p2m_bad: 24, out_m2p_bad: 32,
+        out_orphans: 40, out_refs_bad: 48, out_spaces_bad: 56, out_count_bad: 64,
+        out_first_pfn: 72, out_first_mfn: 80,
     }
 }

@@ -44,6 +44,12 @@ pub struct Info {
     pub mfn_visible: bool,
     /// Whether the tables can be mapped.
     pub table_mmap: bool,
+    /// Whether there are spaces.
+    pub spaces: bool,
+    /// Whether the processor can be had to access a space.
+    pub cpu_access: bool,
+    /// Whether frames can change while they are in use.
+    pub live: bool,
     /// The policies that can be asked for.
     pub policies: Vec<Policy>,
     /// The policy of a region made by a plain mmap().
@@ -80,6 +86,9 @@ impl Info {
             page_shift: raw.out_page_shift,
             mfn_visible: has(abi::P2M_FEATURE_MFN_VISIBLE),
             table_mmap: has(abi::P2M_FEATURE_TABLE_MMAP),
+            spaces: has(abi::P2M_FEATURE_SPACES),
+            cpu_access: has(abi::P2M_FEATURE_CPU_ACCESS),
+            live: has(abi::P2M_FEATURE_LIVE),
             policies: (0..u64::BITS)
                 .filter(|n| (raw.out_policies >> n) & 1 != 0)
                 .map(Policy)
@@ -103,6 +112,8 @@ pub struct Stat {
     pub regions: u64,
     /// Pages in them.
     pub pages: u64,
+    /// Pages that have a machine frame: not those that were released or not touched yet.
+    pub frames: u64,
     /// Page-sized tables that hold the P2M.
     pub p2m_tables: u64,
     /// Page-sized tables that hold the M2P.
@@ -174,6 +185,7 @@ impl Domain {
             generation: raw.out_generation,
             regions: raw.out_regions,
             pages: raw.out_pages,
+            frames: raw.out_frames,
             p2m_tables: raw.out_p2m_tables,
             m2p_tables: raw.out_m2p_tables,
             faults: raw.out_faults,
@@ -191,6 +203,7 @@ impl Domain {
             policy: Policy::ANY,
             seed: 0,
             base: None,
+            on_demand: false,
         }
     }
 
@@ -219,6 +232,7 @@ impl Domain {
                 nr_pages: raw.nr_pages,
                 policy: Policy(raw.policy),
                 seed: raw.seed,
+                on_demand: raw.flags & abi::P2M_REGION_ON_DEMAND != 0,
             }));
             if raw.out_nr == 0 || u64::from(raw.out_nr) >= raw.out_total {
                 return Ok(regions);
@@ -335,6 +349,7 @@ pub struct RegionBuilder<'a> {
     policy: Policy,
     seed: u64,
     base: Option<Pfn>,
+    on_demand: bool,
 }
 
 impl RegionBuilder<'_> {
@@ -356,6 +371,12 @@ impl RegionBuilder<'_> {
         self
     }
 
+    /// Chooses that pages come when they are touched; otherwise all are there from the beginning.
+    pub fn on_demand(mut self) -> Self {
+        self.on_demand = true;
+        self
+    }
+
     /// Creates the region, of zeroed pages.
     pub fn create(self) -> Result<Region> {
         let mut raw = abi::p2m_region_create::new();
@@ -363,8 +384,11 @@ impl RegionBuilder<'_> {
         raw.policy = self.policy.0;
         raw.seed = self.seed;
         if let Some(base) = self.base {
-            raw.flags = abi::P2M_REGION_FIXED;
+            raw.flags |= abi::P2M_REGION_FIXED;
             raw.base_pfn = base.0;
+        }
+        if self.on_demand {
+            raw.flags |= abi::P2M_REGION_ON_DEMAND;
         }
         // SAFETY: There is no pointer in it.
         unsafe { raw.call(self.domain.as_fd()) }.attempt(Operation::Create)?;
@@ -373,6 +397,7 @@ impl RegionBuilder<'_> {
             nr_pages: self.nr_pages,
             policy: self.policy,
             seed: self.seed,
+            on_demand: self.on_demand,
         })
     }
 }
@@ -439,7 +464,7 @@ impl Iterator for Runs<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn raw_info() -> abi::p2m_info {
@@ -469,9 +494,18 @@ mod tests {
     #[test]
     fn features_are_told_apart() {
         let mut raw = raw_info();
-        raw.out_features = 1;
-        let info = Info::new(&raw).expect("info");
-        assert_eq!((info.mfn_visible, info.table_mmap), (true, false));
+        for feature in 0..5 {
+            raw.out_features = 1 << feature;
+            let info = Info::new(&raw).expect("info");
+            let has = [
+                info.mfn_visible,
+                info.table_mmap,
+                info.spaces,
+                info.cpu_access,
+                info.live,
+            ];
+            assert_eq!(has, [0, 1, 2, 3, 4].map(|n| n == feature));
+        }
     }
 
     #[test]
@@ -497,7 +531,7 @@ mod tests {
     }
 
     /// A file in the place of the device, which knows no ioctl.
-    fn fake(contents: &[u64]) -> Domain {
+    pub(crate) fn fake(contents: &[u64]) -> Domain {
         let mut file = tempfile::tempfile().expect("temporary file");
         for word in contents {
             std::io::Write::write_all(&mut file, &word.to_ne_bytes()).expect("write");

@@ -7,6 +7,7 @@ use core::fmt;
 use rustix::io::Errno;
 
 use crate::abi;
+use crate::frame::Pfn;
 
 /// The result of an operation on a domain.
 pub type Result<T> = core::result::Result<T, Error>;
@@ -45,6 +46,40 @@ pub enum Operation {
     MapTables,
     /// Reading `/proc/PID/pagemap`.
     Pagemap,
+    /// `P2M_SPACE_CREATE`.
+    SpaceCreate,
+    /// `P2M_SPACE_DESTROY`.
+    SpaceDestroy,
+    /// `P2M_SPACE_MAP`.
+    SpaceMap,
+    /// `P2M_SPACE_UNMAP`.
+    SpaceUnmap,
+    /// `P2M_SPACE_CHANGE`, of flags.
+    SpaceProtect,
+    /// `P2M_SPACE_CHANGE`, of frames.
+    SpaceRemap,
+    /// `P2M_SPACE_WALK`.
+    SpaceWalk,
+    /// `P2M_SPACE_DUMP`.
+    SpaceDump,
+    /// `P2M_SPACE_ACCESS`.
+    SpaceAccess,
+    /// `P2M_RELEASE`.
+    Release,
+    /// `P2M_POPULATE`.
+    PopulatePages,
+    /// `P2M_MOVE`.
+    Move,
+    /// `P2M_EVACUATE`.
+    Evacuate,
+    /// `P2M_EVACUATE`, which lets the domain have frames again.
+    Readmit,
+    /// `P2M_CONTIGUOUS`.
+    Contiguous,
+    /// `P2M_EXCHANGE`.
+    Exchange,
+    /// `P2M_AUDIT`.
+    Audit,
 }
 
 impl fmt::Display for Operation {
@@ -65,6 +100,23 @@ impl fmt::Display for Operation {
             Self::Populate => "populate the mapping",
             Self::MapTables => "map the tables",
             Self::Pagemap => "read the pagemap",
+            Self::SpaceCreate => "create the space",
+            Self::SpaceDestroy => "destroy the space",
+            Self::SpaceMap => "map the pages in the space",
+            Self::SpaceUnmap => "unmap the pages in the space",
+            Self::SpaceProtect => "change the flags in the space",
+            Self::SpaceRemap => "change the frames in the space",
+            Self::SpaceWalk => "walk the tables of the space",
+            Self::SpaceDump => "list what the space maps",
+            Self::SpaceAccess => "have the processor access the space",
+            Self::Release => "release the pages",
+            Self::PopulatePages => "populate the pages",
+            Self::Move => "move the pages",
+            Self::Evacuate => "evacuate the machine frames",
+            Self::Readmit => "readmit the machine frames",
+            Self::Contiguous => "make the pages contiguous",
+            Self::Exchange => "exchange the frames",
+            Self::Audit => "audit the domain",
         })
     }
 }
@@ -80,6 +132,26 @@ pub enum Error {
         operation: Operation,
         /// The kernel's reason.
         source: Errno,
+    },
+    /// The kernel refused to go on when a part was done.
+    #[error("cannot {operation} any further: {done} pages are done")]
+    Halfway {
+        /// What was attempted.
+        operation: Operation,
+        /// The kernel's reason.
+        source: Errno,
+        /// How many pages were done.
+        done: u64,
+    },
+    /// The kernel refused, and said because of which page.
+    #[error("cannot {operation}, because of PFN {pfn}")]
+    Because {
+        /// What was attempted.
+        operation: Operation,
+        /// The kernel's reason.
+        source: Errno,
+        /// The first page that is to blame.
+        pfn: Pfn,
     },
     /// The module speaks another version of the ABI.
     #[error(
@@ -101,21 +173,39 @@ pub enum Error {
 impl Error {
     /// Returns the kernel's reason, if it was the kernel that refused.
     pub fn errno(&self) -> Option<Errno> {
+        self.refusal().map(|(_, source)| source)
+    }
+
+    /// Returns how many pages were done before the kernel refused.
+    pub fn done(&self) -> u64 {
         match self {
-            Self::Refused { source, .. } => Some(*source),
+            Self::Halfway { done, .. } => *done,
+            _ => 0,
+        }
+    }
+
+    /// Returns what the kernel refused, and why.
+    fn refusal(&self) -> Option<(Operation, Errno)> {
+        match self {
+            Self::Refused { operation, source }
+            | Self::Halfway {
+                operation, source, ..
+            }
+            | Self::Because {
+                operation, source, ..
+            } => Some((*operation, *source)),
             Self::Version { .. } | Self::Short { .. } => None,
         }
     }
 
     /// Returns what the user can do about it, if that can be told.
     pub fn hint(&self) -> Option<&'static str> {
-        let (operation, errno) = match self {
-            Self::Refused { operation, source } => (*operation, *source),
-            Self::Version { .. } => return Some("build module and tools from the same source"),
-            Self::Short { .. } => return None,
-        };
+        if let Self::Version { .. } = self {
+            return Some("build module and tools from the same source");
+        }
+        let refusal = self.refusal()?;
         use Operation as Op;
-        Some(match (operation, errno) {
+        Some(match refusal {
             (Op::Open, Errno::NOENT | Errno::NODEV | Errno::NXIO) => {
                 "the module is not loaded: insmod p2m.ko"
             }
@@ -126,6 +216,14 @@ impl Error {
                 "needs the right to trace the process: be its user or root"
             }
             (Op::Info, Errno::NOTTY) => "the descriptor is not one of /dev/p2m",
+            (Op::SpaceAccess, Errno::NOTTY | Errno::OPNOTSUPP) => {
+                "the processor walks tables of the backends p2m and p2m-lossless only, and only on \
+                 machines where the module can have it do so; the kernel log may say more"
+            }
+            (Op::SpaceAccess, Errno::PERM) => "needs CAP_SYS_ADMIN: try with sudo",
+            (Op::SpaceMap | Op::SpaceProtect, Errno::OPNOTSUPP) => {
+                "there is a flag that a leaf can't have"
+            }
             (_, Errno::NOTTY | Errno::TOOBIG | Errno::OPNOTSUPP) => {
                 "the module is older than this program"
             }
@@ -133,6 +231,12 @@ impl Error {
             (_, Errno::PERM) => {
                 "machine frame numbers are shown only to an opener with CAP_SYS_ADMIN: try with \
                  sudo"
+            }
+            (Op::SpaceCreate, Errno::DQUOT) => {
+                "the domain has as many spaces as it can: destroy one"
+            }
+            (Op::Evacuate, Errno::DQUOT) => {
+                "the domain keeps out of as many ranges as it can: readmit one"
             }
             (_, Errno::DQUOT) => {
                 "a limit of the module is reached, which p2m info shows: load it with a larger \
@@ -145,9 +249,76 @@ impl Error {
                 "no free frames satisfy the policy: try a smaller region, another policy, or \
                  echo 1 >/proc/sys/vm/compact_memory"
             }
+            (Op::PopulatePages, Errno::ADDRNOTAVAIL) => {
+                "no free frames satisfy the policy of the region: try again, or \
+                 echo 1 >/proc/sys/vm/compact_memory"
+            }
+            (Op::Contiguous, Errno::ADDRNOTAVAIL) => {
+                "there is no such run of free frames: try fewer pages, more address bits, or \
+                 echo 1 >/proc/sys/vm/compact_memory"
+            }
             (Op::Create, Errno::EXIST) => "there is a region already: choose another base",
             (Op::Create, Errno::NOSPC) => "the domain has no hole of this size",
             (Op::Destroy, Errno::NOENT) => "no region begins at this PFN",
+            (Op::Destroy | Op::Release, Errno::BUSY) => {
+                "a space maps a page of it or has its tables there: unmap the page, or destroy the \
+                 space"
+            }
+            (Op::Release | Op::PopulatePages, Errno::NOENT) => {
+                "a PFN of the range is in no region: p2m map shows the regions"
+            }
+            (Op::SpaceCreate, Errno::NOENT) => {
+                "no backend has this name: try p2m, p2m-lossless or native"
+            }
+            (Op::SpaceCreate, Errno::EXIST) => "a page of the pool is in that of another space",
+            (Op::SpaceCreate, Errno::FAULT) => {
+                "a page of the pool isn't populated: p2m map shows what is, p2m populate helps"
+            }
+            (Op::SpaceCreate | Op::SpaceMap, Errno::BUSY) => {
+                "somebody else uses a page of the pool, for direct I/O or DMA"
+            }
+            (Op::SpaceMap, Errno::EXIST) => "something is mapped there: unmap it before",
+            (Op::SpaceUnmap | Op::SpaceProtect | Op::SpaceRemap, Errno::NOENT) => {
+                "not all of it is mapped there, or the domain has no such space"
+            }
+            (
+                Op::SpaceDestroy | Op::SpaceMap | Op::SpaceWalk | Op::SpaceDump | Op::SpaceAccess,
+                Errno::NOENT,
+            ) => "the domain has no space of this number",
+            (Op::SpaceMap | Op::SpaceUnmap | Op::SpaceProtect | Op::SpaceRemap, Errno::NOSPC) => {
+                "the table pool has too few pages: have a space with a larger one"
+            }
+            (Op::Move | Op::Evacuate | Op::Contiguous | Op::Exchange, Errno::NOSPC) => {
+                "a space maps a large page of it, and has too few pages in its pool to split that"
+            }
+            (
+                Op::SpaceMap | Op::SpaceUnmap | Op::SpaceProtect | Op::SpaceRemap | Op::SpaceDump,
+                Errno::INVAL,
+            ) => "addresses have to be multiples of the page size",
+            (Op::SpaceAccess, Errno::INVAL) => "the address has to be a multiple of 8",
+            (Op::SpaceWalk | Op::SpaceAccess | Op::SpaceDump, Errno::OVERFLOW) => {
+                "the address is beyond the space"
+            }
+            (
+                Op::SpaceMap | Op::SpaceUnmap | Op::SpaceProtect | Op::SpaceRemap,
+                Errno::OVERFLOW,
+            ) => "the range ends beyond the space, or beyond the last possible PFN",
+            (Op::Evacuate | Op::Readmit, Errno::OVERFLOW) => {
+                "the range ends beyond the last possible MFN"
+            }
+            (Op::Readmit, Errno::NOENT) => {
+                "the domain doesn't keep out of exactly this range: give the one of p2m evacuate"
+            }
+            (Op::Contiguous | Op::Exchange, Errno::FAULT) => {
+                "a page of the range isn't populated: p2m populate helps"
+            }
+            (Op::Contiguous, Errno::BUSY) => {
+                "somebody else uses the page, or it's a table of a space"
+            }
+            (Op::Contiguous, Errno::INVAL) => {
+                "the number of pages has to be a power of two, and at most 2^18"
+            }
+            (Op::Exchange, Errno::INVAL) => "the ranges have a page in common",
             (_, Errno::OVERFLOW) => "the range ends beyond the last possible PFN",
             (Op::Populate, Errno::FAULT) => "there is a page with nothing behind it",
             _ => return None,
@@ -159,11 +330,39 @@ impl Error {
 pub(crate) trait Attempt<T> {
     /// Turns the kernel's reason into an [`Error`].
     fn attempt(self, operation: Operation) -> Result<T>;
+
+    /// The same, if `done` pages were done by then.
+    fn attempt_halfway(self, operation: Operation, done: u64) -> Result<T>;
+
+    /// The same, if a page may be to blame.
+    fn attempt_at(self, operation: Operation, blamed: Option<Pfn>) -> Result<T>;
 }
 
 impl<T> Attempt<T> for rustix::io::Result<T> {
     fn attempt(self, operation: Operation) -> Result<T> {
         self.map_err(|source| Error::Refused { operation, source })
+    }
+
+    fn attempt_halfway(self, operation: Operation, done: u64) -> Result<T> {
+        self.map_err(|source| match done {
+            0 => Error::Refused { operation, source },
+            done => Error::Halfway {
+                operation,
+                source,
+                done,
+            },
+        })
+    }
+
+    fn attempt_at(self, operation: Operation, blamed: Option<Pfn>) -> Result<T> {
+        self.map_err(|source| match blamed {
+            None => Error::Refused { operation, source },
+            Some(pfn) => Error::Because {
+                operation,
+                source,
+                pfn,
+            },
+        })
     }
 }
 
@@ -185,6 +384,23 @@ mod tests {
             (Operation::Create, Errno::ADDRNOTAVAIL, "policy"),
             (Operation::Translate, Errno::PERM, "CAP_SYS_ADMIN"),
             (Operation::TakeDescriptor, Errno::BADF, "descriptor"),
+            (Operation::Destroy, Errno::BUSY, "destroy the space"),
+            (Operation::SpaceCreate, Errno::NOENT, "p2m-lossless"),
+            (Operation::SpaceCreate, Errno::DQUOT, "destroy one"),
+            (Operation::SpaceCreate, Errno::FAULT, "p2m populate"),
+            (Operation::SpaceMap, Errno::NOENT, "no space of this number"),
+            (Operation::SpaceMap, Errno::EXIST, "unmap it"),
+            (Operation::SpaceMap, Errno::NOSPC, "larger"),
+            (Operation::SpaceProtect, Errno::OPNOTSUPP, "flag"),
+            (Operation::SpaceAccess, Errno::NOTTY, "kernel log"),
+            (Operation::SpaceAccess, Errno::OPNOTSUPP, "kernel log"),
+            (Operation::Release, Errno::NOENT, "p2m map"),
+            (Operation::Evacuate, Errno::PERM, "CAP_SYS_ADMIN"),
+            (Operation::Evacuate, Errno::DQUOT, "readmit"),
+            (Operation::Readmit, Errno::NOENT, "exactly"),
+            (Operation::Contiguous, Errno::FAULT, "p2m populate"),
+            (Operation::Exchange, Errno::INVAL, "in common"),
+            (Operation::Move, Errno::NOSPC, "split"),
         ] {
             let hint = hint(operation, errno).expect("known trouble");
             assert!(hint.contains(remedy), "{operation:?} {errno:?}: {hint}");
@@ -201,6 +417,30 @@ mod tests {
             hint(Operation::Info, Errno::NOTTY),
             hint(Operation::Runs, Errno::NOTTY)
         );
+    }
+
+    #[test]
+    fn what_was_done_is_told() {
+        let result: rustix::io::Result<()> = Err(Errno::INTR);
+        let error = result.attempt_halfway(Operation::Release, 512);
+        let error = error.expect_err("an error");
+        assert_eq!((error.done(), error.errno()), (512, Some(Errno::INTR)));
+        let text = "cannot release the pages any further: 512 pages are done";
+        assert_eq!(error.to_string(), text);
+        let error = result.attempt_halfway(Operation::Release, 0);
+        assert_eq!(error, result.attempt(Operation::Release));
+    }
+
+    #[test]
+    fn the_page_to_blame_is_told() {
+        let result: rustix::io::Result<()> = Err(Errno::BUSY);
+        let error = result.attempt_at(Operation::Contiguous, Some(Pfn(0x17)));
+        let error = error.expect_err("an error");
+        let text = "cannot make the pages contiguous, because of PFN 0x17";
+        assert_eq!(error.to_string(), text);
+        assert!(error.hint().is_some_and(|hint| hint.contains("table")));
+        let error = result.attempt_at(Operation::Contiguous, None);
+        assert_eq!(error, result.attempt(Operation::Contiguous));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use core::str::FromStr;
 use serde::{Serialize, Serializer};
 
 use crate::abi;
+use crate::paging::Address;
 
 /// A pseudo-physical frame number: what the owner of a domain sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -38,7 +39,7 @@ macro_rules! display_as_hex {
     )*};
 }
 
-display_as_hex! { Pfn Mfn }
+display_as_hex! { Pfn Mfn Address }
 
 /// A P2M entry: what is at a PFN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,6 +238,8 @@ pub struct Region {
     pub policy: Policy,
     /// The seed given at its creation.
     pub seed: u64,
+    /// Whether its pages come when they are touched.
+    pub on_demand: bool,
 }
 
 impl Region {

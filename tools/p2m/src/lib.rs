@@ -28,6 +28,25 @@
 //! [`Domain::read_entries()`] by read(2), [`Domain::runs()`] for the whole layout; [`TableView`]
 //! looks into the module's own tables without a system call; and [`Pagemap`] asks the rest of the
 //! kernel, which doesn't know of the P2M at all.
+//!
+//! The machine frames can change while the memory is in use: see [`Domain::move_pages()`],
+//! [`Domain::make_contiguous()`] and their like, and [`Domain::audit()`].
+//!
+//! A [`Space`] has page tables, which a backend makes out of pseudo-physical addresses:
+//!
+//! ```no_run
+//! # use p2m::{Address, Domain, Level, Pfn, PteFlags};
+//! # let domain = Domain::open()?;
+//! # let region = domain.region(256).create()?;
+//! // The last 16 pages are for the tables.
+//! let space = domain.space("p2m", 4, Pfn(240)..Pfn(256))?;
+//! let flags = PteFlags::RW | PteFlags::USER | PteFlags::NX;
+//! space.map(Address(0x40_0000), Pfn(0)..Pfn(64), flags, Level(0))?;
+//! for step in space.walk(Address(0x40_5000))?.steps {
+//!     println!("{}: {:#x} is {:#x}", step.level, step.raw, step.val);
+//! }
+//! # Ok::<(), p2m::Error>(())
+//! ```
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("the offsets of /dev/p2m need 64-bit Linux");
@@ -36,16 +55,22 @@ mod abi;
 mod domain;
 mod error;
 mod frame;
+mod live;
 mod mapping;
 mod pagemap;
+mod paging;
+mod space;
 mod table;
 mod words;
 
 pub use domain::{Domain, Info, RegionBuilder, Runs, Stat};
 pub use error::{Error, Operation, Result};
 pub use frame::{Entry, EntryKind, Mfn, Pfn, Policy, Region, Run, UnknownPolicy, pages};
+pub use live::{Afterwards, Audit, Moved};
 pub use mapping::{Access, Mapping, Populate};
 pub use pagemap::Pagemap;
+pub use paging::{Address, Level, PteFlags, Span, Step, TableEntry, UnknownFlag, Walk};
+pub use space::{Accessed, Fault, Space, SpaceId, Spans};
 pub use table::TableView;
 
 /// The device node.

@@ -25,6 +25,28 @@ fn wrong_usage_exits_with_2_and_says_how_it_is_right() {
         "check",
         "stat --fd 3",
         "translate --pid 1",
+        "alloc 1M --on-demand --check",
+        "plot",
+        "release --pid 1",
+        "release --pid 1 5..5",
+        "populate",
+        "move --pid 1 --policy contiguous",
+        "move --pid 1 --seed 1",
+        "evacuate --pid 1",
+        "evacuate --pid 1 0..9 --keep-out --readmit",
+        "contig --pid 1",
+        "contig --pid 1 0..8 --address-bits 65",
+        "exchange --pid 1 0..8",
+        "audit",
+        "space",
+        "space create --pid 1",
+        "space create --pid 1 --pool 0..8 --levels 3",
+        "space map --pid 1 --space 1 0",
+        "space map --pid 1 --space 1 0 0 --flags rwq",
+        "space unmap --pid 1 --space 1",
+        "space dump --pid 1 --space 0x100000000",
+        "space access --pid 1 --space 1 0 --words 0",
+        "walk --pid 1 0",
         "completions bogus",
     ] {
         p2m(line)
@@ -58,7 +80,24 @@ fn another_device_is_told_from_the_right_one() {
 #[test]
 fn only_a_process_with_the_device_can_be_attached_to() {
     let pid = std::process::id();
-    for command in ["map", "check", "stat", "translate 1"] {
+    for command in [
+        "map",
+        "check",
+        "stat",
+        "translate 1",
+        "plot",
+        "release 1",
+        "populate",
+        "move",
+        "evacuate 1",
+        "contig 1",
+        "exchange 1 2",
+        "audit",
+        "space create --pool 1..2",
+        "space map --space 1 0 0",
+        "space dump --space 1",
+        "walk --space 1 0",
+    ] {
         p2m(&format!("{command} --pid {pid}"))
             .code(1)
             .stdout(is_empty())
@@ -81,6 +120,16 @@ fn there_is_help_for_every_command() {
         "map",
         "translate",
         "check",
+        "plot",
+        "space",
+        "walk",
+        "release",
+        "populate",
+        "move",
+        "evacuate",
+        "contig",
+        "exchange",
+        "audit",
         "completions",
     ] {
         p2m("--help")
@@ -89,6 +138,20 @@ fn there_is_help_for_every_command() {
         p2m(&format!("{command} --help"))
             .code(0)
             .stdout(contains("Usage: p2m"));
+    }
+}
+
+#[test]
+fn there_is_help_for_every_command_of_spaces() {
+    for command in [
+        "create", "destroy", "map", "unmap", "protect", "remap", "dump", "access",
+    ] {
+        p2m("space --help")
+            .code(0)
+            .stdout(contains(format!("\n  {command} ")));
+        p2m(&format!("space {command} --help"))
+            .code(0)
+            .stdout(contains(format!("Usage: p2m space {command}")));
     }
 }
 

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::args::{Alloc, Args};
 use crate::check::{self, Witness};
-use crate::format::{Bytes, Progress, Verdict, json, section};
+use crate::format::{Bytes, Count, Progress, Verdict, json, section};
 use crate::inspect::{asking, open};
 use crate::layout::{Extent, Machine, Sample};
 
@@ -24,7 +24,10 @@ struct Report {
     /// Not if MFNs are hidden.
     machine: Option<Machine>,
     sample: Sample,
-    linear: Linear,
+    /// If pages come on demand.
+    demand: Option<Demand>,
+    /// Not if no page is touched.
+    linear: Option<Linear>,
     /// If it was asked for.
     check: Option<check::Report>,
     /// If it was asked for.
@@ -45,7 +48,11 @@ pub(crate) fn alloc(args: &Args, what: &Alloc, out: &mut impl Write) -> Result<b
     if let Some(base) = what.base {
         region = region.base(base);
     }
+    if what.on_demand {
+        region = region.on_demand();
+    }
     let region = region.create()?;
+    let frames_at_first = domain.stat()?.frames;
     let populate = if what.populate {
         Populate::AtOnce
     } else {
@@ -53,7 +60,21 @@ pub(crate) fn alloc(args: &Args, what: &Alloc, out: &mut impl Write) -> Result<b
     };
     let memory = domain.map(region.range(), Access::ReadWrite, populate)?;
 
-    let linear = Linear::of(memory.words().context("the memory is read-only")?);
+    let linear = if what.on_demand && !what.populate {
+        None
+    } else {
+        let words = memory.words().context("the memory is read-only")?;
+        Some(Linear::of(words))
+    };
+    let demand = if what.on_demand {
+        Some(Demand {
+            pages: region.nr_pages,
+            frames_at_first,
+            frames: domain.stat()?.frames,
+        })
+    } else {
+        None
+    };
     let machine = if info.mfn_visible {
         Some(Machine::of(domain.runs(region.range()))?)
     } else {
@@ -64,11 +85,13 @@ pub(crate) fn alloc(args: &Args, what: &Alloc, out: &mut impl Write) -> Result<b
     } else {
         None
     };
-    let good = linear.ok && check.as_ref().is_none_or(|check| check.ok);
+    let good = linear.as_ref().is_none_or(|linear| linear.ok)
+        && check.as_ref().is_none_or(|check| check.ok);
     let report = Report {
         region: Extent::new(region, info.page_bytes()),
         machine,
         sample: Sample::of(&region, |pfns| domain.translate(pfns))?,
+        demand,
         linear,
         check,
         hold: (good && what.hold).then(|| Hold::new(&domain)),
@@ -104,6 +127,31 @@ fn check_frames(domain: &Domain, region: &Region, memory: &Mapping) -> Result<ch
         vec![("/proc/self/pagemap", mapped)],
         move |nr_pages| progress.advance(nr_pages),
     )
+}
+
+/// How many pages came when they were touched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Demand {
+    pages: u64,
+    /// Those that had a frame when the region was new.
+    frames_at_first: u64,
+    /// Those that have one now.
+    frames: u64,
+}
+
+impl Display for Demand {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self {
+            pages,
+            frames_at_first,
+            frames,
+        } = self;
+        write!(
+            f,
+            "{frames_at_first} of {} had a frame at first, {frames} have one now",
+            Count(*pages, "page")
+        )
+    }
 }
 
 /// Whether memory holds as one piece what is stored to it.
@@ -197,7 +245,8 @@ impl Report {
             )?,
         }
         section(out, "sample", self.sample.lines())?;
-        section(out, "linear", [&self.linear])?;
+        section(out, "demand", &self.demand)?;
+        section(out, "linear", &self.linear)?;
         if let Some(check) = &self.check {
             check.print(out)?;
         }
@@ -247,12 +296,26 @@ mod tests {
     }
 
     #[test]
+    fn pages_on_demand_are_counted() {
+        let demand = Demand {
+            pages: 256,
+            frames_at_first: 0,
+            frames: 255,
+        };
+        assert_eq!(
+            demand.to_string(),
+            "0 of 256 pages had a frame at first, 255 have one now"
+        );
+    }
+
+    #[test]
     fn report_reads_at_a_glance() {
         let region = Region {
             base_pfn: Pfn(0),
             nr_pages: 16384,
             policy: Policy::SCATTER,
             seed: 7,
+            on_demand: false,
         };
         let entry = |pfn: u64| Entry::from_raw(0x7ffff - 2 * pfn);
         let runs = (0..16384).map(|pfn| -> Result<_, Infallible> {
@@ -271,11 +334,12 @@ mod tests {
             region: Extent::new(region, 4096),
             machine: Some(machine),
             sample,
-            linear: Linear {
+            demand: None,
+            linear: Some(Linear {
                 ok: true,
                 bytes: 64 << 20,
                 first_bad: None,
-            },
+            }),
             check: None,
             hold: Some(Hold { pid: 42, fd: 3 }),
         };

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
-use p2m::{Pfn, Policy, pages};
+use p2m::{Address, Level, Mfn, Pfn, Policy, PteFlags, SpaceId, pages};
 
 /// What all commands have in common.
 const GLOBAL: &str = "Global options";
@@ -25,8 +25,8 @@ const GLOBAL: &str = "Global options";
     max_term_width = 100,
     after_help = "Numbers are decimal or 0x hexadecimal. Sizes take a suffix K, M, G or T, in powers \
                   of 1024.\n\
-                  Exit status: 0 all is good, 1 an operation failed or a check found a difference, \
-                  2 wrong usage."
+                  Exit status: 0 all is good, 1 an operation failed or left pages alone, or a check \
+                  found a difference, 2 wrong usage."
 )]
 pub(crate) struct Args {
     /// Print JSON instead of text.
@@ -59,6 +59,36 @@ pub(crate) enum Command {
     /// /proc/self/pagemap of a mapping made for the purpose, with read(2), with the runs, with the
     /// mapped tables, and with the M2P.
     Check(Target),
+    /// Draw which machine frames are where: PFNs from left to right, MFNs from bottom to top.
+    Plot(Plot),
+    /// Build page tables in a domain, through a backend that decides what is in them.
+    ///
+    /// A space lives in a domain until it's destroyed or the domain ends. Its tables are pages of the
+    /// domain, too.
+    Space {
+        #[command(subcommand)]
+        command: Space,
+    },
+    /// Show what the tables of a space have for an address, at every level.
+    ///
+    /// Of each entry there is what is in the table, where the processor reads it, and what that means
+    /// for the code that knows pseudo-physical addresses only. Flags are r present, w writable,
+    /// x executable, u user, t write-through, c uncached, p other memory type, A accessed, D dirty.
+    Walk(Walk),
+    /// Give pages back to the kernel. Touching one is an error then, or brings a new one on demand.
+    Release(Pages),
+    /// Take zeroed pages where a region has none.
+    Populate(MaybePages),
+    /// Give pages other machine frames, while they are in use.
+    Move(Move),
+    /// Move the pages of a domain out of a range of machine frames.
+    Evacuate(Evacuate),
+    /// Give pages machine frames that follow each other.
+    Contig(Contig),
+    /// Have pages exchange their machine frames. Their contents stay where they were.
+    Exchange(Exchange),
+    /// Have the module check everything that it knows about a domain.
+    Audit(Target),
     /// Print completions for a shell.
     Completions { shell: clap_complete::Shell },
 }
@@ -100,7 +130,7 @@ pub(crate) struct Alloc {
     pub(crate) size: u64,
 
     /// Where the machine frames come from: whatever is fastest, no two neighbours, or one run.
-    #[arg(long, default_value = "any", value_parser = policy_parser())]
+    #[arg(long, default_value = "any", value_parser = policy_parser(Policy::NAMES.map(|(name, _)| name)))]
     pub(crate) policy: Policy,
 
     /// Which of the scattered orders.
@@ -114,6 +144,10 @@ pub(crate) struct Alloc {
     /// Map all pages at once, not at the first touch.
     #[arg(long)]
     pub(crate) populate: bool,
+
+    /// Have pages come when they are touched. None is, unless by --populate.
+    #[arg(long)]
+    pub(crate) on_demand: bool,
 
     /// Compare every frame with /proc/self/pagemap.
     #[arg(long)]
@@ -152,6 +186,268 @@ pub(crate) struct Translate {
     pub(crate) numbers: Vec<u64>,
 }
 
+#[derive(Debug, clap::Args)]
+pub(crate) struct Plot {
+    #[command(flatten)]
+    pub(crate) target: Target,
+
+    /// Write a PNG instead of drawing in the terminal.
+    #[arg(long, value_name = "FILE.png")]
+    pub(crate) out: Option<PathBuf>,
+
+    /// Draw this PFN, or START..END; otherwise all regions.
+    #[arg(value_parser = parse_range)]
+    pub(crate) range: Option<Range<Pfn>>,
+}
+
+/// A space in the domain of another process.
+#[derive(Debug, clap::Args)]
+pub(crate) struct InSpace {
+    #[command(flatten)]
+    pub(crate) target: Target,
+
+    /// The number that p2m space create gave it.
+    #[arg(long, value_name = "N", value_parser = parse_space)]
+    pub(crate) space: SpaceId,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Space {
+    /// Create a space, and print its number.
+    Create(CreateSpace),
+    /// Destroy a space. Its tables become ordinary pages again.
+    Destroy(InSpace),
+    /// Map pages of the domain.
+    Map(MapInSpace),
+    /// Unmap addresses.
+    Unmap(Unmap),
+    /// Change the flags of what is mapped.
+    Protect(Protect),
+    /// Map other pages of the domain instead, with the same flags.
+    Remap(Remap),
+    /// List what is mapped.
+    Dump(Dump),
+    /// Have the processor walk the tables and read or write words.
+    Access(AccessSpace),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CreateSpace {
+    #[command(flatten)]
+    pub(crate) target: Target,
+
+    /// What decides what is in the tables: p2m, p2m-lossless or native.
+    #[arg(long, value_name = "NAME", default_value = "p2m")]
+    pub(crate) backend: String,
+
+    /// Number of levels of tables: 4 or 5.
+    #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u32).range(4..=5))]
+    pub(crate) levels: u32,
+
+    /// The pages of the domain that become tables when they are needed.
+    #[arg(long, value_name = "START..END", value_parser = parse_range)]
+    pub(crate) pool: Range<Pfn>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct MapInSpace {
+    #[command(flatten)]
+    pub(crate) space: InSpace,
+
+    /// What the mapping allows, such as rwxu; see p2m walk.
+    #[arg(long, default_value = "rwu", value_parser = parse_flags)]
+    pub(crate) flags: PteFlags,
+
+    /// The largest leaves: 4K, 2M or 1G. They are made only where the machine frames allow it.
+    #[arg(long, value_name = "SIZE", default_value = "4K", value_parser = level_parser())]
+    pub(crate) max_leaf: Level,
+
+    /// Where to map.
+    #[arg(value_parser = parse_address)]
+    pub(crate) address: Address,
+
+    /// What to map: a PFN, or START..END.
+    #[arg(value_name = "PFNS", value_parser = parse_range)]
+    pub(crate) frames: Range<Pfn>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Unmap {
+    #[command(flatten)]
+    pub(crate) space: InSpace,
+
+    /// Unmap all that is mapped.
+    #[arg(long)]
+    pub(crate) all: bool,
+
+    /// The address of a page, or START..END.
+    #[arg(value_name = "ADDRESSES", value_parser = parse_addresses, required_unless_present = "all",
+          conflicts_with = "all")]
+    pub(crate) range: Option<AddressRange>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Protect {
+    #[command(flatten)]
+    pub(crate) space: InSpace,
+
+    /// What the mapping allows from now on, such as ru; see p2m walk. A and D stay.
+    #[arg(long, value_parser = parse_flags)]
+    pub(crate) flags: PteFlags,
+
+    /// The address of a page, or START..END.
+    #[arg(value_name = "ADDRESSES", value_parser = parse_addresses)]
+    pub(crate) range: AddressRange,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Remap {
+    #[command(flatten)]
+    pub(crate) space: InSpace,
+
+    /// Where to map.
+    #[arg(value_parser = parse_address)]
+    pub(crate) address: Address,
+
+    /// What to map: a PFN, or START..END.
+    #[arg(value_name = "PFNS", value_parser = parse_range)]
+    pub(crate) frames: Range<Pfn>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Dump {
+    #[command(flatten)]
+    pub(crate) space: InSpace,
+
+    /// Show one line for each page, not for each run.
+    #[arg(long)]
+    pub(crate) pages: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct AccessSpace {
+    #[command(flatten)]
+    pub(crate) space: InSpace,
+
+    /// Write these words.
+    #[arg(long, value_name = "WORD", num_args = 1.., value_parser = parse_number, conflicts_with_all = ["words", "checksum"])]
+    pub(crate) write: Vec<u64>,
+
+    /// How many words of 8 bytes to read.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = parse_words)]
+    pub(crate) words: usize,
+
+    /// Show only the sum of the words.
+    #[arg(long)]
+    pub(crate) checksum: bool,
+
+    /// The address of the first word.
+    #[arg(value_parser = parse_address)]
+    pub(crate) address: Address,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Walk {
+    #[command(flatten)]
+    pub(crate) space: InSpace,
+
+    /// Have the processor walk, too: read a word, and compare it with that in the page of the domain.
+    #[arg(long)]
+    pub(crate) cpu: bool,
+
+    /// The address to walk to.
+    #[arg(value_parser = parse_address)]
+    pub(crate) address: Address,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Pages {
+    #[command(flatten)]
+    pub(crate) target: Target,
+
+    /// A PFN, or START..END.
+    #[arg(value_name = "PFNS", value_parser = parse_range)]
+    pub(crate) range: Range<Pfn>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct MaybePages {
+    #[command(flatten)]
+    pub(crate) target: Target,
+
+    /// A PFN, or START..END; otherwise all regions.
+    #[arg(value_name = "PFNS", value_parser = parse_range)]
+    pub(crate) range: Option<Range<Pfn>>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Move {
+    #[command(flatten)]
+    pub(crate) pages: MaybePages,
+
+    /// Where the machine frames come from: whatever is fastest, or no two neighbours.
+    #[arg(long, default_value = "any", value_parser = policy_parser(["any", "scatter"]))]
+    pub(crate) policy: Policy,
+
+    /// Which of the scattered orders.
+    #[arg(long, value_parser = parse_number, default_value = "0", hide_default_value = true)]
+    pub(crate) seed: u64,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Evacuate {
+    #[command(flatten)]
+    pub(crate) target: Target,
+
+    /// Have the domain take no frame from there again.
+    #[arg(long, conflicts_with = "readmit")]
+    pub(crate) keep_out: bool,
+
+    /// Move nothing, and let the domain have frames from there again.
+    #[arg(long)]
+    pub(crate) readmit: bool,
+
+    /// An MFN, or START..END.
+    #[arg(value_name = "MFNS", value_parser = parse_mfns)]
+    pub(crate) range: Range<Mfn>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Contig {
+    #[command(flatten)]
+    pub(crate) pages: Pages,
+
+    /// The number of bits that machine addresses may have at most, for a device that knows no more.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(12..=64))]
+    pub(crate) address_bits: Option<u32>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Exchange {
+    #[command(flatten)]
+    pub(crate) pages: Pages,
+
+    /// The first PFN of the other pages, which are as many.
+    #[arg(value_name = "PFN", value_parser = parse_pfn)]
+    pub(crate) other: Pfn,
+}
+
+/// Addresses as they are given: of one page, or a range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum AddressRange {
+    Page(Address),
+    Range(Range<Address>),
+}
+
+impl AddressRange {
+    pub(crate) fn addresses(&self, page_bytes: u64) -> Range<Address> {
+        match self {
+            Self::Page(start) => *start..Address(start.0.saturating_add(page_bytes)),
+            Self::Range(range) => range.clone(),
+        }
+    }
+}
+
 impl Args {
     /// Returns the arguments of this process, or ends it with help or a complaint.
     pub(crate) fn from_command_line() -> Self {
@@ -167,21 +463,38 @@ impl Args {
 
     /// Turns away what is well-formed, but makes no sense.
     fn validated(self) -> Result<Self, clap::Error> {
-        if let Command::Alloc(alloc) = &self.command {
-            if alloc.seed != 0 && alloc.policy != Policy::SCATTER {
-                return Err(Self::command().error(
-                    ErrorKind::ArgumentConflict,
-                    "--seed chooses one of the orders of --policy scatter, other policies have none",
-                ));
-            }
+        let conflict = |message| Err(Self::command().error(ErrorKind::ArgumentConflict, message));
+        let (policy, seed) = match &self.command {
+            Command::Alloc(alloc) => (alloc.policy, alloc.seed),
+            Command::Move(what) => (what.policy, what.seed),
+            _ => return Ok(self),
+        };
+        if seed != 0 && policy != Policy::SCATTER {
+            return conflict(
+                "--seed chooses one of the orders of --policy scatter, other policies have none",
+            );
         }
-        Ok(self)
+        match &self.command {
+            Command::Alloc(alloc) if alloc.on_demand && alloc.check && !alloc.populate => {
+                conflict("--check compares pages, of which --on-demand leaves none: add --populate")
+            }
+            _ => Ok(self),
+        }
     }
 }
 
-fn policy_parser() -> impl TypedValueParser<Value = Policy> {
-    PossibleValuesParser::new(Policy::NAMES.map(|(name, _)| name))
-        .try_map(|name| name.parse::<Policy>())
+fn policy_parser<const N: usize>(
+    names: [&'static str; N],
+) -> impl TypedValueParser<Value = Policy> {
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<Policy>())
+}
+
+fn level_parser() -> impl TypedValueParser<Value = Level> {
+    const SIZES: [&str; 3] = ["4K", "2M", "1G"];
+    PossibleValuesParser::new(SIZES).map(|size| {
+        let level = SIZES.iter().position(|known| *known == size);
+        Level(level.unwrap_or_default() as u32)
+    })
 }
 
 fn parse_number(text: &str) -> Result<u64, String> {
@@ -197,15 +510,63 @@ fn parse_pfn(text: &str) -> Result<Pfn, String> {
     parse_number(text).map(Pfn)
 }
 
+fn parse_address(text: &str) -> Result<Address, String> {
+    parse_number(text).map(Address)
+}
+
+fn parse_space(text: &str) -> Result<SpaceId, String> {
+    let number = parse_number(text)?.try_into();
+    number
+        .map(SpaceId)
+        .map_err(|_| "no space has such a number".to_owned())
+}
+
+fn parse_words(text: &str) -> Result<usize, String> {
+    // More than anybody wants to read, and less than the memory of any machine.
+    match parse_number(text)? {
+        0 => Err("must be more than nothing".to_owned()),
+        number if number <= 1 << 30 => Ok(number as usize),
+        _ => Err("more than can be read".to_owned()),
+    }
+}
+
+fn parse_flags(text: &str) -> Result<PteFlags, String> {
+    text.parse::<PteFlags>().map_err(|error| error.to_string())
+}
+
+/// Parses START..END. [`None`] if there are no dots.
+fn parse_bounds(text: &str) -> Result<Option<Range<u64>>, String> {
+    let Some((start, end)) = text.split_once("..") else {
+        return Ok(None);
+    };
+    let range = parse_number(start)?..parse_number(end)?;
+    if range.is_empty() {
+        return Err("there is nothing in this range".to_owned());
+    }
+    Ok(Some(range))
+}
+
 fn parse_range(text: &str) -> Result<Range<Pfn>, String> {
-    let range = match text.split_once("..") {
-        Some((start, end)) => parse_pfn(start)?..parse_pfn(end)?,
+    let range = match parse_bounds(text)? {
+        Some(range) => Pfn(range.start)..Pfn(range.end),
         None => pages(parse_pfn(text)?, 1),
     };
     if range.is_empty() {
         return Err("there is nothing in this range".to_owned());
     }
     Ok(range)
+}
+
+fn parse_mfns(text: &str) -> Result<Range<Mfn>, String> {
+    let Range { start, end } = parse_range(text)?;
+    Ok(Mfn(start.0)..Mfn(end.0))
+}
+
+fn parse_addresses(text: &str) -> Result<AddressRange, String> {
+    Ok(match parse_bounds(text)? {
+        Some(range) => AddressRange::Range(Address(range.start)..Address(range.end)),
+        None => AddressRange::Page(parse_address(text)?),
+    })
 }
 
 fn parse_size(text: &str) -> Result<u64, String> {
@@ -312,8 +673,85 @@ mod tests {
     }
 
     #[test]
+    fn moving_knows_no_contiguous_frames() {
+        for (name, is_known) in [("any", true), ("scatter", true), ("contiguous", false)] {
+            let line = format!("p2m move --pid 1 --policy {name}");
+            assert_eq!(parse(&line).is_ok(), is_known, "{name}");
+        }
+        assert!(parse("p2m move --pid 1 --policy scatter --seed 7").is_ok());
+        assert!(parse("p2m move --pid 1 --seed 7").is_err());
+    }
+
+    #[test]
+    fn nothing_on_demand_can_be_checked() {
+        assert!(parse("p2m alloc 1M --on-demand").is_ok());
+        assert!(parse("p2m alloc 1M --on-demand --check --populate").is_ok());
+        let conflict = Some(ErrorKind::ArgumentConflict);
+        assert_eq!(parse("p2m alloc 1M --on-demand --check").err(), conflict);
+    }
+
+    #[test]
+    fn addresses_are_of_a_page_or_a_range() {
+        let range = |text| parse_addresses(text).map(|range| range.addresses(4096));
+        assert_eq!(range("0x1000"), Ok(Address(0x1000)..Address(0x2000)));
+        assert_eq!(range("4096..0x9000"), Ok(Address(0x1000)..Address(0x9000)));
+        for text in ["", "..", "1..", "2..2", "3..2", "x"] {
+            assert!(parse_addresses(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn leaves_have_three_sizes() {
+        for (size, level) in [("4K", 0), ("2M", 1), ("1G", 2)] {
+            let line = format!("p2m space map --pid 1 --space 1 --max-leaf {size} 0 1");
+            match parse(&line).map(|args| args.command) {
+                Ok(Command::Space {
+                    command: Space::Map(map),
+                }) => assert_eq!(map.max_leaf, Level(level)),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(parse("p2m space map --pid 1 --space 1 --max-leaf 8K 0 1").is_err());
+    }
+
+    #[test]
+    fn all_of_a_space_or_a_part_is_unmapped() {
+        assert!(parse("p2m space unmap --pid 1 --space 1 0x1000").is_ok());
+        assert!(parse("p2m space unmap --pid 1 --space 1 --all").is_ok());
+        assert!(parse("p2m space unmap --pid 1 --space 1").is_err());
+        assert!(parse("p2m space unmap --pid 1 --space 1 --all 0x1000").is_err());
+    }
+
+    #[test]
+    fn words_are_read_or_written() {
+        let access = |rest| parse(&format!("p2m space access --pid 1 --space 1 {rest}"));
+        assert!(access("0x1000").is_ok());
+        assert!(access("0x1000 --words 9 --checksum").is_ok());
+        assert!(access("0x1000 --write 1 0x2").is_ok());
+        assert!(access("0x1000 --write 1 --checksum").is_err());
+        assert!(access("0x1000 --words 0").is_err());
+        assert!(access("").is_err());
+    }
+
+    #[test]
     fn inspecting_needs_a_process() {
         let missing = Some(ErrorKind::MissingRequiredArgument);
+        for line in [
+            "p2m plot",
+            "p2m release 1",
+            "p2m populate",
+            "p2m move",
+            "p2m evacuate 1",
+            "p2m contig 1",
+            "p2m exchange 1 2",
+            "p2m audit",
+            "p2m walk --space 1 0",
+            "p2m walk --pid 1 0",
+            "p2m space create --pool 1..2",
+            "p2m space map --space 1 0 1",
+        ] {
+            assert_eq!(parse(line).err(), missing, "{line}");
+        }
         assert_eq!(parse("p2m map").err(), missing);
         assert_eq!(parse("p2m check").err(), missing);
         assert_eq!(parse("p2m translate 1").err(), missing);

@@ -57,6 +57,16 @@ fn print_info(out: &mut impl Write, info: &Info) -> io::Result<()> {
             yes_no(info.table_mmap)
         )],
     )?;
+    section(
+        out,
+        "can do",
+        [format!(
+            "spaces: {}, access by the processor: {}, change frames in use: {}",
+            yes_no(info.spaces),
+            yes_no(info.cpu_access),
+            yes_no(info.live)
+        )],
+    )?;
     let mut limits = vec![format!(
         "PFNs below {} ({})",
         info.max_pfn,
@@ -98,10 +108,12 @@ fn print_stat(out: &mut impl Write, stat: &Stat, page: u64, of_domain: bool) -> 
     // Of a domain that was made just for the question, there's nothing to tell.
     if of_domain {
         let domain = format!(
-            "{}, {} ({}), generation {}",
+            "{}, {} ({}), {} ({}), generation {}",
             Count(stat.regions, "region"),
             Count(stat.pages, "page"),
             bytes(stat.pages),
+            Count(stat.frames, "frame"),
+            bytes(stat.frames),
             stat.generation
         );
         section(out, "domain", [domain])?;
@@ -131,10 +143,7 @@ fn print_stat(out: &mut impl Write, stat: &Stat, page: u64, of_domain: bool) -> 
 pub(crate) fn map(args: &Args, what: &Map, out: &mut impl Write) -> Result<bool> {
     let domain = attach(args, &what.target)?;
     let regions = domain.regions()?;
-    let ranges = match &what.range {
-        Some(range) => vec![range.clone()],
-        None => regions.iter().map(Region::range).collect(),
-    };
+    let ranges = chosen(what.range.as_ref(), &regions);
     let runs = ranges.into_iter().flat_map(|range| domain.runs(range));
     let extents = regions
         .iter()
@@ -165,6 +174,14 @@ pub(crate) fn map(args: &Args, what: &Map, out: &mut impl Write) -> Result<bool>
         }
     }
     Ok(true)
+}
+
+/// Returns the range that was chosen, or those of all regions.
+pub(crate) fn chosen(range: Option<&Range<Pfn>>, regions: &[Region]) -> Vec<Range<Pfn>> {
+    match range {
+        Some(range) => vec![range.clone()],
+        None => regions.iter().map(Region::range).collect(),
+    }
 }
 
 /// All of a domain.
@@ -328,7 +345,7 @@ pub(crate) fn open(args: &Args) -> Result<Domain> {
 }
 
 /// Attaches to the domain of another process.
-fn attach(args: &Args, target: &Target) -> Result<Domain> {
+pub(crate) fn attach(args: &Args, target: &Target) -> Result<Domain> {
     let fd = match target.fd {
         Some(fd) => fd,
         None => only_descriptor(target.pid, &args.device)?,

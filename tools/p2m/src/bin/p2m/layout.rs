@@ -42,6 +42,9 @@ impl Display for Extent {
         if region.policy == Policy::SCATTER {
             write!(f, ", seed {}", region.seed)?;
         }
+        if region.on_demand {
+            f.write_str(", on demand")?;
+        }
         Ok(())
     }
 }
@@ -157,6 +160,7 @@ mod tests {
             nr_pages,
             policy,
             seed: 7,
+            on_demand: false,
         }
     }
 
@@ -177,13 +181,20 @@ mod tests {
         let scattered = "PFN 0x10..0x4010 (64 MiB, 16384 pages), policy scatter, seed 7";
         assert_eq!(text(Policy::SCATTER), scattered);
         assert!(text(Policy::ANY).ends_with("policy any"));
+        let on_demand = Region {
+            on_demand: true,
+            ..region(2, Policy::ANY)
+        };
+        let text = Extent::new(on_demand, 4096).to_string();
+        assert!(text.ends_with("policy any, on demand"));
     }
 
     #[test]
     fn json_of_an_extent_is_flat_and_complete() {
         let json = serde_json::to_value(Extent::new(region(2, Policy::SCATTER), 4096));
         let expected = serde_json::json!({
-            "base_pfn": 16, "nr_pages": 2, "policy": "scatter", "seed": 7, "bytes": 8192,
+            "base_pfn": 16, "nr_pages": 2, "policy": "scatter", "seed": 7, "on_demand": false,
+            "bytes": 8192,
         });
         assert_eq!(json.expect("serializable"), expected);
     }

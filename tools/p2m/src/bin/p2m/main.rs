@@ -8,6 +8,9 @@ mod check;
 mod format;
 mod inspect;
 mod layout;
+mod live;
+mod plot;
+mod space;
 
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
@@ -43,6 +46,16 @@ fn run(args: &Args, out: &mut impl Write) -> Result<bool> {
         Command::Map(what) => inspect::map(args, what, out),
         Command::Translate(what) => inspect::translate(args, what, out),
         Command::Check(of) => inspect::check(args, of, out),
+        Command::Plot(what) => plot::plot(args, what, out),
+        Command::Space { command } => space::space(args, command, out),
+        Command::Walk(what) => space::walk(args, what, out),
+        Command::Release(what) => live::release(args, what, out),
+        Command::Populate(what) => live::populate(args, what, out),
+        Command::Move(what) => live::move_pages(args, what, out),
+        Command::Evacuate(what) => live::evacuate(args, what, out),
+        Command::Contig(what) => live::contig(args, what, out),
+        Command::Exchange(what) => live::exchange(args, what, out),
+        Command::Audit(of) => live::audit(args, of, out),
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Args::described(), "p2m", out);
             Ok(true)
