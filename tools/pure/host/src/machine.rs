@@ -13,9 +13,9 @@ use p2m_pure::policy::FrameSource;
 
 use crate::fuse::Fuse;
 
-/// Which one a [`Machine`] takes of several blocks that would do.
+/// From which end a [`Machine`] takes one of several blocks that would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pick {
+pub enum End {
     /// The one with the lowest frames.
     Lowest,
     /// The one with the highest frames.
@@ -41,7 +41,7 @@ pub struct Machine<const MAX_ORDER: u32 = 10> {
     /// The first frames of the free blocks, by order.
     by_order: Vec<BTreeSet<u64>>,
     taken: BTreeSet<u64>,
-    pick: Pick,
+    end: End,
     turn: bool,
     frame_fuse: Fuse,
     stop_fuse: Cell<Fuse>,
@@ -50,12 +50,12 @@ pub struct Machine<const MAX_ORDER: u32 = 10> {
 
 impl<const MAX_ORDER: u32> Machine<MAX_ORDER> {
     /// Makes a machine in which these frames are free.
-    pub fn new(free: impl IntoIterator<Item = u64>, pick: Pick) -> Self {
+    pub fn new(free: impl IntoIterator<Item = u64>, end: End) -> Self {
         let mut machine = Self {
             free: BTreeMap::new(),
             by_order: vec![BTreeSet::new(); MAX_ORDER as usize + 1],
             taken: BTreeSet::new(),
-            pick,
+            end,
             turn: false,
             frame_fuse: Fuse::Never,
             stop_fuse: Cell::new(Fuse::Never),
@@ -148,11 +148,11 @@ impl<const MAX_ORDER: u32> Machine<MAX_ORDER> {
             .iter()
             .find(|blocks| !blocks.is_empty())?;
         self.turn = !self.turn;
-        match self.pick {
-            Pick::Lowest => blocks.first(),
-            Pick::Highest => blocks.last(),
-            Pick::Alternating if self.turn => blocks.first(),
-            Pick::Alternating => blocks.last(),
+        match self.end {
+            End::Lowest => blocks.first(),
+            End::Highest => blocks.last(),
+            End::Alternating if self.turn => blocks.first(),
+            End::Alternating => blocks.last(),
         }
         .copied()
     }

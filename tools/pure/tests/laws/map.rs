@@ -446,6 +446,97 @@ fn the_next_frame_is_the_first_one_of_the_domain() {
     }
 }
 
+/// Guards are next to frames of the domain, and go with the last of these.
+#[test]
+fn a_guard_stays_as_long_as_it_guards() {
+    // Two frames with a guard on each side, one of which they share. It's in a leaf of its own.
+    let frames = [span(2) - 2, span(2)];
+    let guards = [span(2) - 3, span(2) - 1, span(2) + 1];
+    for goes_first in [0, 1] {
+        let mut domain = Domain::new(());
+        for (at, frame) in (7..).zip(frames) {
+            domain.set(pfn(at), Entry::Present(mfn(frame))).unwrap();
+        }
+        let Domain {
+            store,
+            maps,
+            writer,
+            ..
+        } = &mut domain;
+        for guard in guards {
+            assert!(maps.has_neighbour(store, mfn(guard)));
+            maps.set_guard(writer, store, &(), mfn(guard)).unwrap();
+            assert!(maps.is_guard(store, mfn(guard)));
+            assert_eq!(maps.mfn_to_pfn(store, mfn(guard)), None);
+        }
+        assert_eq!((writer.nr_guards(), writer.nr_frames()), (3, 2));
+        maps.audit(store, |found| panic!("{found:?}"));
+
+        let goes_last = 1 - goes_first;
+        let released = domain.clear(range(7 + goes_first, 1));
+        let outer = [guards[0], guards[2]];
+        let gone = [frames, outer].map(|pair| mfn(pair[goes_first as usize]));
+        assert_eq!(released, gone);
+        assert_eq!(domain.writer.nr_guards(), 2);
+        domain
+            .maps
+            .audit(&domain.store, |found| panic!("{found:?}"));
+
+        let mut released = domain.clear(range(7 + goes_last, 1));
+        released.sort_unstable();
+        let mut gone = [frames, outer]
+            .map(|pair| pair[goes_last as usize])
+            .to_vec();
+        gone.push(guards[1]);
+        gone.sort_unstable();
+        assert!(released.iter().map(|mfn| mfn.get()).eq(gone));
+        assert_eq!(domain.writer.nr_guards(), 0);
+        assert_holds(&domain, &BTreeMap::new());
+    }
+}
+
+#[test]
+fn a_guard_that_can_not_be_set_is_none() {
+    for nr_good in 0.. {
+        let mut domain = Domain::new(());
+        domain
+            .set(pfn(0), Entry::Present(mfn(span(1) - 1)))
+            .unwrap();
+        let Domain {
+            store,
+            maps,
+            writer,
+            ..
+        } = &mut domain;
+        store.fail_after(nr_good);
+        if maps.set_guard(writer, store, &(), mfn(span(1))) == Ok(()) {
+            assert_ne!(nr_good, 0);
+            break;
+        }
+        assert_eq!(writer.nr_guards(), 0);
+        assert!(!maps.is_guard(store, mfn(span(1))));
+        let model = BTreeMap::from([(0, Entry::Present(mfn(span(1) - 1)))]);
+        assert_holds(&domain, &model);
+    }
+}
+
+#[test]
+fn an_audit_finds_guards_that_guard_nothing() {
+    let mut domain = Domain::new(());
+    let Domain {
+        store,
+        maps,
+        writer,
+        ..
+    } = &mut domain;
+    for lonely in [0, 5, Mfn::LIMIT - 1] {
+        maps.set_guard(writer, store, &(), mfn(lonely)).unwrap();
+        let mut findings = Vec::new();
+        maps.audit(store, |found| findings.push(found));
+        assert!(findings.contains(&Finding::BadM2p(lonely)));
+    }
+}
+
 #[test]
 fn an_audit_finds_what_is_wrong_and_leaves_it() {
     let (mut domain, _) = pair();

@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use p2m_pure::frame::Mfn;
 use p2m_pure::policy::{
-    Candidates, Exclusions, FrameError, FrameSource, NoRoom, Policy, MAX_EXCLUSIONS, MIN_SCATTER,
+    Candidates, Constraint, Exclusions, FrameError, FrameSource, NoRoom, Pick, Policy, Selector,
+    MAX_EXCLUSIONS, MIN_SCATTER,
 };
-use p2m_pure_host::machine::{Machine, Pick};
+use p2m_pure_host::machine::{End, Machine};
 use proptest::prelude::*;
 
 use crate::rig::mfn;
@@ -137,7 +138,7 @@ fn assert_scatters(sizes: impl Iterator<Item = usize> + Clone, seeds: &[u64]) {
     let most = 2 * sizes.clone().max().unwrap();
     for kind in KINDS {
         let all = kind.frames(most);
-        let mut machine: Machine = Machine::new(all.iter().copied(), Pick::Lowest);
+        let mut machine: Machine = Machine::new(all.iter().copied(), End::Lowest);
         for nr in sizes.clone() {
             for &seed in seeds {
                 let frames = fill(Policy::Scatter { seed }, &mut machine, nr).unwrap();
@@ -234,7 +235,7 @@ fn an_order_is_a_function_of_seed_and_set() {
             odd.reverse();
             assert_eq!(order([odd, even].concat(), 7), scattered);
             // In blocks of all sizes, from either end.
-            for pick in [Pick::Lowest, Pick::Highest, Pick::Alternating] {
+            for pick in [End::Lowest, End::Highest, End::Alternating] {
                 let mut machine: Machine = Machine::new(set.iter().copied(), pick);
                 let frames = fill(Policy::Scatter { seed: 7 }, &mut machine, scattered.len());
                 assert_eq!(
@@ -320,7 +321,7 @@ fn any_takes_each_frame_once() {
     for kind in KINDS {
         let all = kind.frames(700);
         for nr in [1, 2, 3, 4, 5, 64, 511, 512, 513, 700] {
-            for pick in [Pick::Lowest, Pick::Highest, Pick::Alternating] {
+            for pick in [End::Lowest, End::Highest, End::Alternating] {
                 let mut machine: Machine = Machine::new(all.iter().copied(), pick);
                 let frames = fill(Policy::Any, &mut machine, nr).unwrap();
                 assert_eq!(sorted(&frames), machine.taken_frames());
@@ -335,7 +336,7 @@ fn any_takes_each_frame_once() {
 #[test]
 fn any_takes_blocks_as_large_as_there_are() {
     let requests = |kind: Kind, nr| {
-        let mut machine: Machine<6> = Machine::new(kind.frames(nr), Pick::Lowest);
+        let mut machine: Machine<6> = Machine::new(kind.frames(nr), End::Lowest);
         let frames = fill(Policy::Any, &mut machine, nr).unwrap();
         let requests = machine.requests().to_vec();
         give_back(&mut machine, &frames);
@@ -363,7 +364,7 @@ fn any_takes_blocks_as_large_as_there_are() {
 
 #[test]
 fn no_frames_are_always_to_be_had() {
-    let mut machine: Machine = Machine::new([], Pick::Lowest);
+    let mut machine: Machine = Machine::new([], End::Lowest);
     for policy in [Policy::Any, Policy::Scatter { seed: 1 }] {
         assert_eq!(fill(policy, &mut machine, 0), Ok(vec![]));
     }
@@ -381,7 +382,7 @@ fn contiguous_is_one_run_or_nothing() {
             Kind::Random => continue,
         };
         for nr in [1, 2, 3, 7, 255, 256, 299, 300, 301] {
-            let mut machine: Machine = Machine::new(all.iter().copied(), Pick::Lowest);
+            let mut machine: Machine = Machine::new(all.iter().copied(), End::Lowest);
             match fill(Policy::Contiguous, &mut machine, nr) {
                 Ok(frames) => {
                     assert!(nr <= longest, "{kind:?} {nr}");
@@ -402,7 +403,7 @@ fn contiguous_is_one_run_or_nothing() {
 
 #[test]
 fn a_run_that_fails_for_once_takes_nothing() {
-    let mut machine: Machine = Machine::new(Kind::Block.frames(9), Pick::Lowest);
+    let mut machine: Machine = Machine::new(Kind::Block.frames(9), End::Lowest);
     machine.fail_once_after(0);
     let result = fill(Policy::Contiguous, &mut machine, 9);
     assert_eq!(result, Err(FrameError::NoRun));
@@ -418,7 +419,7 @@ fn without_memory_everything_is_given_back() {
         for kind in KINDS {
             let all = kind.frames(80);
             // There never were enough, or there are none from some time on.
-            let mut machine: Machine = Machine::new(all.iter().copied(), Pick::Lowest);
+            let mut machine: Machine = Machine::new(all.iter().copied(), End::Lowest);
             assert_eq!(
                 fill(policy, &mut machine, 81),
                 Err(FrameError::NoMemory),
@@ -427,7 +428,7 @@ fn without_memory_everything_is_given_back() {
             assert_eq!(machine.free_frames(), all);
             for nr in [1, 2, 3, 4, 33, 80] {
                 for nr_good in 0.. {
-                    let mut machine: Machine = Machine::new(all.iter().copied(), Pick::Lowest);
+                    let mut machine: Machine = Machine::new(all.iter().copied(), End::Lowest);
                     machine.fail_after(nr_good);
                     match fill(policy, &mut machine, nr) {
                         Ok(frames) => {
@@ -448,7 +449,7 @@ fn without_memory_everything_is_given_back() {
 fn a_refused_block_is_made_up_for_by_smaller_ones() {
     for policy in BLOCKWISE {
         for nr_good in 0..6 {
-            let mut machine: Machine<4> = Machine::new(Kind::Block.frames(100), Pick::Lowest);
+            let mut machine: Machine<4> = Machine::new(Kind::Block.frames(100), End::Lowest);
             machine.fail_once_after(nr_good);
             let frames = fill(policy, &mut machine, 79).unwrap();
             assert_eq!(sorted(&frames), machine.taken_frames());
@@ -465,7 +466,7 @@ fn who_is_told_to_stop_gives_everything_back() {
             for nr in [1, 2, 3, 4, 33, 80] {
                 let mut nr_stops = 0;
                 loop {
-                    let mut machine: Machine = Machine::new(all.iter().copied(), Pick::Lowest);
+                    let mut machine: Machine = Machine::new(all.iter().copied(), End::Lowest);
                     machine.stop_after(nr_stops);
                     match fill(policy, &mut machine, nr) {
                         Ok(_) => break,
@@ -490,7 +491,7 @@ fn candidates_are_scattered_into_places_in_any_order() {
         for nr in [1, 2, 3, 4, 7, 64, 200] {
             let all = kind.frames(nr + Candidates::SPARE);
             for step in [1, 3, 7, 11] {
-                let mut machine: Machine = Machine::new(all.iter().copied(), Pick::Lowest);
+                let mut machine: Machine = Machine::new(all.iter().copied(), End::Lowest);
                 let mut room = vec![Mfn::ZERO; nr + Candidates::SPARE];
                 let policy = Policy::Scatter { seed: step };
                 let mut candidates = Candidates::new(&mut machine, &mut room, policy).unwrap();
@@ -517,7 +518,7 @@ fn candidates_are_scattered_into_places_in_any_order() {
 fn candidates_are_given_back_once() {
     for policy in [Policy::Any, Policy::Contiguous, Policy::Scatter { seed: 1 }] {
         let all = Kind::Block.frames(20);
-        let mut machine: Machine = Machine::new(all.iter().copied(), Pick::Lowest);
+        let mut machine: Machine = Machine::new(all.iter().copied(), End::Lowest);
         let mut room = [Mfn::ZERO; 5];
         let mut candidates = Candidates::new(&mut machine, &mut room, policy).unwrap();
         let taken: Vec<Mfn> = (0..5).filter_map(|_| candidates.take([None; 2])).collect();
@@ -555,6 +556,116 @@ fn a_neighbour_is_no_candidate() {
                 assert_eq!(taken, (is_any || is_good).then_some(mfn(frame)));
             }
         }
+    }
+}
+
+/// What a selector does with all blocks of up to 10 frames that begin at 0 to 6.
+mod selectors {
+    use super::*;
+
+    fn constraints() -> impl Iterator<Item = Constraint> {
+        let colours = [
+            None,
+            Some((1, 0)),
+            Some((2, 1)),
+            Some((3, 0)),
+            Some((2, 2)),
+            Some((0, 0)),
+        ];
+        let ranges = [(0, u64::MAX), (3, 9), (5, 6), (4, 4)];
+        colours.into_iter().flat_map(move |colour| {
+            ranges.into_iter().flat_map(move |range| {
+                [false, true].map(|is_guarded| Constraint {
+                    range,
+                    colour,
+                    is_guarded,
+                })
+            })
+        })
+    }
+
+    fn blocks() -> impl Iterator<Item = (u64, u64)> {
+        (0..7).flat_map(|first| (0..11).map(move |nr| (first, nr)))
+    }
+
+    fn accepts(constraint: &Constraint, number: u64) -> bool {
+        let has_colour = match constraint.colour {
+            None => true,
+            Some((0, _)) => false,
+            Some((divisor, colour)) => number % u64::from(divisor) == u64::from(colour),
+        };
+        (constraint.range.0..constraint.range.1).contains(&number) && has_colour
+    }
+
+    fn number(pick: Pick) -> u64 {
+        let (Pick::Frame(mfn) | Pick::Guard(mfn) | Pick::Refused(mfn)) = pick;
+        mfn.get()
+    }
+
+    #[test]
+    fn decide_about_each_frame_once() {
+        for constraint in constraints() {
+            for (first, nr) in blocks() {
+                let picks = Selector::new(constraint, mfn(first), nr).map(number);
+                assert!(picks.eq(first..first + nr), "{constraint:?} {first} {nr}");
+            }
+        }
+    }
+
+    #[test]
+    fn pick_what_is_asked_and_as_much_as_guards_allow() {
+        for constraint in constraints() {
+            for (first, nr) in blocks() {
+                let picks: Vec<Pick> = Selector::new(constraint, mfn(first), nr).collect();
+                let is_frame = |at: Option<usize>| {
+                    let pick = at.and_then(|at| picks.get(at));
+                    matches!(pick, Some(Pick::Frame(_)))
+                };
+                for (at, &pick) in picks.iter().enumerate() {
+                    let is_accepted = accepts(&constraint, number(pick));
+                    assert_eq!(constraint.accepts(number(pick)), is_accepted);
+                    let is_at_end = at == 0 || at + 1 == picks.len();
+                    let is_next = is_frame(at.checked_sub(1)) || is_frame(Some(at + 1));
+                    let expected = match pick {
+                        _ if !constraint.is_guarded => match is_accepted {
+                            true => Pick::Frame(mfn(number(pick))),
+                            false => Pick::Refused(mfn(number(pick))),
+                        },
+                        // Each of these would break the rule, or waste a frame.
+                        Pick::Frame(mfn) if is_accepted && !is_at_end && !is_next => {
+                            Pick::Frame(mfn)
+                        }
+                        _ if is_next => Pick::Guard(mfn(number(pick))),
+                        _ if is_accepted && !is_at_end => Pick::Frame(mfn(number(pick))),
+                        _ => Pick::Refused(mfn(number(pick))),
+                    };
+                    assert_eq!(pick, expected, "{constraint:?} {first} {nr}: {picks:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tell_the_guard_behind_a_frame() {
+        for constraint in constraints() {
+            for (first, nr) in blocks() {
+                let mut selector = Selector::new(constraint, mfn(first), nr);
+                assert_eq!(selector.next_guard(), None);
+                while let Some(pick) = selector.next() {
+                    let is_frame = constraint.is_guarded && matches!(pick, Pick::Frame(_));
+                    let behind = is_frame.then(|| mfn(number(pick) + 1));
+                    assert_eq!(selector.next_guard(), behind);
+                    assert_eq!(selector.next_guard(), None);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn stop_where_there_are_no_frames_any_more() {
+        let last = Mfn::LIMIT - 1;
+        let picks: Vec<Pick> = Selector::new(Constraint::NONE, mfn(last), u64::MAX).collect();
+        assert_eq!(picks, [Pick::Frame(mfn(last))]);
     }
 }
 
@@ -626,7 +737,7 @@ mod the_machine_notices {
     #[test]
     #[should_panic(expected = "without being taken")]
     fn a_second_free() {
-        let mut machine: Machine = Machine::new(0..8, Pick::Lowest);
+        let mut machine: Machine = Machine::new(0..8, End::Lowest);
         let frame = machine.alloc(0).unwrap();
         machine.free(frame);
         machine.free(frame);
@@ -635,13 +746,13 @@ mod the_machine_notices {
     #[test]
     #[should_panic(expected = "without being taken")]
     fn a_frame_from_elsewhere() {
-        let mut machine: Machine = Machine::new(0..8, Pick::Lowest);
+        let mut machine: Machine = Machine::new(0..8, End::Lowest);
         machine.free(mfn(9));
     }
 
     #[test]
     fn blocks_are_aligned_and_joined_again() {
-        let mut machine: Machine<3> = Machine::new(1..24, Pick::Lowest);
+        let mut machine: Machine<3> = Machine::new(1..24, End::Lowest);
         assert_eq!(machine.alloc(3), Some(mfn(8)));
         assert_eq!(machine.alloc(3), Some(mfn(16)));
         assert_eq!(machine.alloc(3), None);
