@@ -11,7 +11,7 @@ include qemu/native.mk
 else
 
 define HELP
-p2m: a guest-physical to machine frame map as a kernel module in Rust
+p2m: a pseudo-physical to machine mapping, as a kernel module in Rust
 
   make run        build, boot a guest, load the module and show what it does
   make test       run all tests, on the host and in a guest
