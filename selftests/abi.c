@@ -409,9 +409,11 @@ COMMAND(audit, .nr = P2M_AUDIT, .size = sizeof(struct p2m_audit),
 COMMAND(guard_check, .nr = P2M_GUARD_CHECK,
 	.size = sizeof(struct p2m_guard_check), .has_out = true,
 	.known_flags = P2M_GUARD_REFILL, .fill = fill_guard_check);
+COMMAND(fail_nth, .nr = P2M_FAIL_NTH, .size = sizeof(struct p2m_fail_nth),
+	.has_out = true, .fill = fill_nothing);
 
 /* The last command that there is. */
-#define LAST_COMMAND P2M_CMD_GUARD_CHECK
+#define LAST_COMMAND P2M_CMD_FAIL_NTH
 
 /* A new domain with the region that the valid arguments speak of. */
 static int new_domain(struct __test_metadata *_metadata)

@@ -285,6 +285,7 @@ ABI_VALUE(P2M_CONTIGUOUS, 0xbb93);
 ABI_VALUE(P2M_EXCHANGE, 0xbb94);
 ABI_VALUE(P2M_AUDIT, 0xbb95);
 ABI_VALUE(P2M_GUARD_CHECK, 0xbb96);
+ABI_VALUE(P2M_FAIL_NTH, 0xbb97);
 
 ABI_VALUE(P2M_FEATURE_LIVE, 16);
 ABI_VALUE(P2M_REGION_ON_DEMAND, 2);
@@ -377,5 +378,11 @@ ABI_MEMBER(p2m_guard_check, out_pfn, 40, 8);
 ABI_MEMBER(p2m_guard_check, out_offset, 48, 8);
 ABI_MEMBER(p2m_guard_check, out_value, 56, 8);
 ABI_MEMBER(p2m_guard_check, out_next_pfn, 64, 8);
+
+ABI_SIZE(p2m_fail_nth, 24);
+ABI_MEMBER(p2m_fail_nth, size, 0, 4);
+ABI_MEMBER(p2m_fail_nth, flags, 4, 4);
+ABI_MEMBER(p2m_fail_nth, nth, 8, 8);
+ABI_MEMBER(p2m_fail_nth, out_left, 16, 8);
 
 #endif /* P2M_ABI_LAYOUT_H */

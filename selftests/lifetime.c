@@ -449,7 +449,7 @@ TEST_F_TIMEOUT(big, memory_comes_back, 45)
 		       after);
 }
 
-TEST_F_TIMEOUT(big, new_region_shows_nothing_of_an_old_one, 60)
+TEST_F_TIMEOUT(big, new_region_shows_nothing_of_an_old_one, 90)
 {
 	/*
 	 * More than half of what is free, so that the second region has pages
