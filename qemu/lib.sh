@@ -120,7 +120,7 @@ in_root() {
 check_host() {
 	local tool
 
-	((EUID == 0)) || die "needs root for chroot and mounts, run: sudo ${P2M_COMMAND:-make run}"
+	((EUID == 0)) || die "needs root for chroot and mounts, run: sudo make run"
 	[[ $(uname -m) == x86_64 ]] || die 'needs an x86-64 host'
 	for tool in unshare setpriv flock mount chroot sha256sum; do
 		command -v "$tool" >/dev/null ||

@@ -2,9 +2,12 @@
 #
 # Included by the top Makefile when KDIR is set, as it is in the Debian root.
 
-RELEASE := $(shell cat $(KDIR)/include/config/kernel.release)
+RELEASE := $(shell cat $(KDIR)/include/config/kernel.release 2>/dev/null)
 ifeq ($(RELEASE),)
 $(error KDIR=$(KDIR) is not a prepared kernel tree)
+endif
+ifeq ($(wildcard $(KDIR)/rust/libkernel.rmeta),)
+$(error KDIR=$(KDIR) has no Rust metadata, configure it with CONFIG_RUST and run make prepare)
 endif
 # Objects of different kernels must not mix.
 MODULE := $(CURDIR)/build/module-$(RELEASE)
