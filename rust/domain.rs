@@ -418,17 +418,12 @@ impl Domain {
 
         let mut state = self.state.lock();
         let writer = &mut state.writer;
-        let result = self
-            .install(writer, range, &frames)
-            .and_then(|()| self.install_guards(writer, &mut source));
+        let (nr_installed, result) = self.install(writer, range, &frames);
+        let result = result.and_then(|()| self.install_guards(writer, &mut source));
         if let Err(error) = result {
-            // Guards that are in the map go with the frames, but the frames need not be there.
-            self.depopulate(writer, range, |mfn| {
-                if !frames.contains(&mfn) {
-                    Source.free(mfn);
-                }
-            });
-            for &mfn in &frames {
+            // With their guards.
+            self.depopulate(writer, range, |mfn| Source.free(mfn));
+            for &mfn in frames.iter().skip(nr_installed) {
                 Source.free(mfn);
             }
             return Err(error);
@@ -454,16 +449,23 @@ impl Domain {
     }
 
     /// Puts frames into the maps.
-    fn install(&self, writer: &mut Writer, range: PfnRange, frames: &[Mfn]) -> Result {
+    ///
+    /// Returns how many, also if it stopped half-way.
+    fn install(&self, writer: &mut Writer, range: PfnRange, frames: &[Mfn]) -> (usize, Result) {
+        let mut nr_done = 0;
         let mut pfns = range.iter();
         for batch in frames.chunks(INSTALL_BATCH) {
             let views = self.mapping.lock();
             for (&mfn, pfn) in batch.iter().zip(&mut pfns) {
-                self.maps
-                    .set(writer, &self.store, &views, pfn, Entry::Present(mfn))?;
+                let entry = Entry::Present(mfn);
+                let result = self.maps.set(writer, &self.store, &views, pfn, entry);
+                if let Err(error) = result {
+                    return (nr_done, Err(error.into()));
+                }
+                nr_done += 1;
             }
         }
-        Ok(())
+        (nr_done, Ok(()))
     }
 
     /// Puts the guards that a source has picked next to frames into the maps, as far as the frames

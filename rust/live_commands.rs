@@ -106,11 +106,11 @@ pub(crate) fn evacuate(domain: &Domain, command: &mut abi::p2m_evacuate) -> Resu
     let end = start.checked_add(command.nr_frames);
     let end = end.filter(|&end| end <= Mfn::LIMIT).ok_or(EOVERFLOW)?;
     if command.flags & abi::P2M_EVACUATE_READMIT != 0 {
-        return domain.exclude(start, end, false);
+        return domain.readmit(start, end);
     }
     // For the time being it is excluded in any case, or pages would go round in circles.
-    let is_kept_out = command.flags & abi::P2M_EVACUATE_KEEP_OUT != 0;
-    domain.exclude(start, end, true)?;
+    let was_excluded = domain.exclude(start, end)?;
+    let stays_excluded = was_excluded || command.flags & abi::P2M_EVACUATE_KEEP_OUT != 0;
     let result = (|| {
         while command.out_next_mfn < end {
             check_killed()?;
@@ -122,8 +122,8 @@ pub(crate) fn evacuate(domain: &Domain, command: &mut abi::p2m_evacuate) -> Resu
         }
         Ok(())
     })();
-    if !is_kept_out {
-        domain.exclude(start, end, false)?;
+    if !stays_excluded {
+        domain.readmit(start, end)?;
     }
     result
 }

@@ -202,18 +202,23 @@ unsafe extern "C" fn memory_fault(vmf: *mut bindings::vm_fault) -> bindings::vm_
         let batch = pages.len().min(nr_pages - done);
         let start = fault.pgoff + done as u64;
         let mut found = 0;
+        let mut is_hidden = false;
         for (page, number) in pages.iter_mut().take(batch).zip(start..) {
             let entry = Pfn::new(number).map(|pfn| maps.lookup(store, pfn));
             let Some(mfn) = entry.and_then(|entry| entry.owned()) else {
                 break;
             };
             if !domain.may_map(number, fault.is_writable()) {
+                is_hidden = true;
                 break;
             }
             *page = Source::page(mfn);
             found += 1;
         }
         if found == 0 && done == 0 {
+            if is_hidden {
+                break Err(EFAULT);
+            }
             drop(guard);
             if let Err(error) = fault.populate() {
                 break Err(error);
@@ -270,6 +275,8 @@ unsafe extern "C" fn memory_mprotect(
     // OVERFLOW: `start` is in the mapping, and `end` behind it.
     let pgoff = (pgoff + ((start - vma.start()) >> PAGE_SHIFT)) as u64;
     let nr_pages = ((end - start) >> PAGE_SHIFT) as u64;
+    // It may have grown beyond the space.
+    let nr_pages = nr_pages.min(Pfn::LIMIT.saturating_sub(pgoff));
     let Ok(range) = PfnRange::new(pgoff, nr_pages) else {
         return 0;
     };

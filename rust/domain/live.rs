@@ -368,15 +368,19 @@ impl Domain {
         Ok((pfns, next))
     }
 
-    /// Keeps out of machine frames from now on, or not any more.
-    pub(crate) fn exclude(&self, start: u64, end: u64, is_excluded: bool) -> Result {
-        let mut state = self.state.lock();
-        if is_excluded {
-            state.exclusions.add(start, end).map_err(|_| EDQUOT)
-        } else if state.exclusions.remove(start, end) {
-            Ok(())
-        } else {
-            Err(ENOENT)
+    /// Keeps out of machine frames from now on, and returns whether it did before.
+    pub(crate) fn exclude(&self, start: u64, end: u64) -> Result<bool> {
+        let exclusions = &mut self.state.lock().exclusions;
+        let was_excluded = exclusions.remove(start, end);
+        exclusions.add(start, end).map_err(|_| EDQUOT)?;
+        Ok(was_excluded)
+    }
+
+    /// Doesn't keep out of machine frames any more.
+    pub(crate) fn readmit(&self, start: u64, end: u64) -> Result {
+        match self.state.lock().exclusions.remove(start, end) {
+            true => Ok(()),
+            false => Err(ENOENT),
         }
     }
 
