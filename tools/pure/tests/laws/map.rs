@@ -496,6 +496,19 @@ fn a_guard_stays_as_long_as_it_guards() {
 }
 
 #[test]
+fn a_guard_in_the_next_leaf_takes_its_leaf_along() {
+    for (frame, guard) in [(span(1) - 1, span(1)), (span(2), span(2) - 1)] {
+        let mut domain = Domain::new(());
+        domain.set(pfn(0), Entry::Present(mfn(frame))).unwrap();
+        let (maps, writer) = (&domain.maps, &mut domain.writer);
+        maps.set_guard(writer, &domain.store, &(), mfn(guard))
+            .unwrap();
+        assert_eq!(domain.clear(range(0, 1)), [mfn(frame), mfn(guard)]);
+        assert_holds(&domain, &BTreeMap::new());
+    }
+}
+
+#[test]
 fn a_guard_that_can_not_be_set_is_none() {
     for nr_good in 0.. {
         let mut domain = Domain::new(());
