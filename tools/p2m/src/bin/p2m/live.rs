@@ -80,6 +80,7 @@ pub(crate) fn release(args: &Args, what: &Pages, out: &mut impl Write) -> Result
     let (moved, result) = in_parts("release", [what.range.clone()], |part| {
         domain.release(part).map(counted)
     });
+    refused_at_once(moved, &result)?;
     report_population(args, out, &domain, "release", moved)?;
     Ok(result.map(|()| true)?)
 }
@@ -90,8 +91,17 @@ pub(crate) fn populate(args: &Args, what: &MaybePages, out: &mut impl Write) -> 
     let (moved, result) = in_parts("populate", ranges, |part| {
         domain.populate(part).map(counted)
     });
+    refused_at_once(moved, &result)?;
     report_population(args, out, &domain, "populate", moved)?;
     Ok(result.map(|()| true)?)
+}
+
+/// Fails if there's nothing to report but that the kernel refused.
+fn refused_at_once(moved: Moved, result: &p2m::Result<()>) -> p2m::Result<()> {
+    match result {
+        Err(error) if moved == Moved::default() => Err(error.clone()),
+        _ => Ok(()),
+    }
 }
 
 fn counted(pages: u64) -> Moved {
@@ -129,6 +139,7 @@ pub(crate) fn move_pages(args: &Args, what: &Move, out: &mut impl Write) -> Resu
     let (moved, result) = in_parts("move", ranges.clone(), |part| {
         domain.move_pages(part, what.policy, what.seed)
     });
+    refused_at_once(moved, &result)?;
     let after = machine(&domain, &ranges)?;
     report_change(args, out, "move", "page", moved, Change { before, after })?;
     result?;

@@ -237,26 +237,25 @@ impl Layout {
         &self,
         area: &DrawingArea<B, Shift>,
     ) -> Result<(), DrawingAreaErrorKind<B::ErrorType>> {
-        const GRID: usize = 8;
+        const GRID: i32 = 8;
         const DOT: RGBColor = RGBColor(0, 96, 160);
         const LINE: RGBColor = RGBColor(224, 224, 224);
 
         area.fill(&WHITE)?;
-        let (labels, margin) = (Text::width(&format!("MFN {:8}", self.end_mfn)), 16);
+        let (labels, margin) = (Text::width(&self.end_mfn.to_string()), 16);
         let plot = area.margin(
             3 * Text::HEIGHT,
             3 * Text::HEIGHT,
             labels + 2 * margin,
             2 * margin,
         );
-        let (width, height) = plot.dim_in_pixel();
-        let (origin, _) = plot.get_pixel_range();
-        let (left, top) = (origin.start, plot.get_pixel_range().1.start);
-        let (width, height) = (width as i32, height as i32);
+        let (columns, rows) = plot.get_pixel_range();
+        let (left, top) = (columns.start, rows.start);
+        let (width, height) = (columns.end - left, rows.end - top);
 
         // Text has a font of its own here, so that none has to be installed.
-        for line in 0..=GRID as i32 {
-            let part = |size: i32| size * line / GRID as i32;
+        for line in 0..=GRID {
+            let part = |size: i32| size * line / GRID;
             let number = |start: u64, end: u64| {
                 let size = u128::from(end - 1 - start);
                 start + (size * line as u128 / GRID as u128) as u64
@@ -272,7 +271,9 @@ impl Layout {
             if line % 2 == 0 {
                 let pfn = Pfn(number(self.start_pfn.0, self.end_pfn.0));
                 let text = Text(format!("{pfn}"));
-                let x_of_label = left + x - Text::width(&text.0) / 2;
+                // In the middle below the line, unless that is outside.
+                let most = area.dim_in_pixel().0 as i32 - Text::width(&text.0);
+                let x_of_label = (left + x - Text::width(&text.0) / 2).min(most);
                 text.draw(area, (x_of_label, top + height + Text::HEIGHT))?;
             }
         }
@@ -313,10 +314,11 @@ impl Text {
             };
             let left = left + index * Self::HEIGHT;
             for (row, y) in rows.into_iter().zip(0..) {
-                for x in (0..8).filter(|x| (row >> x) & 1 != 0) {
-                    let (x, y) = (left + x * Self::SCALE, top + y * Self::SCALE);
-                    let end = (x + Self::SCALE - 1, y + Self::SCALE - 1);
-                    area.draw(&Rectangle::new([(x, y), end], BLACK.filled()))?;
+                let is_set = |x: &i32| (row >> (x / Self::SCALE)) & 1 != 0;
+                for x in (0..Self::HEIGHT).filter(is_set) {
+                    for part in 0..Self::SCALE {
+                        area.draw_pixel((left + x, top + y * Self::SCALE + part), &BLACK)?;
+                    }
                 }
             }
         }

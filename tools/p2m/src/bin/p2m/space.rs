@@ -376,7 +376,10 @@ impl WalkReport {
             let (level, index) = (row.level, row.index);
             let table = frames(row.table_pfn, row.table_mfn);
             let (raw, val) = (row.raw.to_string(), row.val.to_string());
-            let flags = row.flags;
+            let flags = match row.raw {
+                Word(0) => "empty".to_owned(),
+                _ => row.flags.to_string(),
+            };
             writeln!(
                 out,
                 "{level:<5}  {table:<width$}  [{index:>3}]  {raw:18}  {val:23}  {flags}"
@@ -449,7 +452,7 @@ impl Display for Part {
             pfn,
             ..
         } = self;
-        write!(f, "{address:14}  {nr_pages:>10}  {level}  {pfn:8} -> ")?;
+        write!(f, "{address:14}  {nr_pages:>10}  {level:4}  {pfn:8} -> ")?;
         if self.present {
             write!(f, "{:<10}", format!("{:8}", Frame(self.mfn)))?;
         } else {
@@ -469,8 +472,8 @@ fn dump(args: &Args, what: &Dump, out: &mut impl Write) -> Result<bool> {
             if is_empty && !args.json {
                 writeln!(
                     out,
-                    "{:16}  {:>10}  {:3}  {:>10} -> {:10}  flags",
-                    "address", "pages", "", "PFN", "MFN"
+                    "{:16}  {:>10}  leaf  {:>10} -> {:10}  flags",
+                    "address", "pages", "PFN", "MFN"
                 )?;
             }
             is_empty = false;
@@ -604,12 +607,12 @@ page   0x0405 -> 0x4f34
         assert_eq!(printed(&report), expected);
 
         report.page = None;
+        report.steps = vec![Row::from(&step(0, (0x67, 0x4d66), 5, 0, 0))];
         report.end = Some("why".to_owned());
         report.cpu = Some(Cpu::new(&Accessed::default(), 0, None));
-        assert!(
-            printed(&report)
-                .ends_with("\npage   none: why\ncpu    reads nothing, and no page is mapped: ok\n")
-        );
+        assert!(printed(&report).ends_with(
+            "  empty\npage   none: why\ncpu    reads nothing, and no page is mapped: ok\n"
+        ));
     }
 
     #[test]
@@ -695,11 +698,11 @@ page   0x0405 -> 0x4f34
     fn a_part_reads_well() {
         assert_eq!(
             part("rw").to_string(),
-            "0x00000000400000           2  pte  0x00000405 -> 0x00004f34  rw-------"
+            "0x00000000400000           2  pte   0x00000405 -> 0x00004f34  rw-------"
         );
         assert_eq!(
             part("-w").to_string(),
-            "0x00000000400000           2  pte  0x00000405 -> no frame    -w-------"
+            "0x00000000400000           2  pte   0x00000405 -> no frame    -w-------"
         );
     }
 
