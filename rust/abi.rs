@@ -121,6 +121,9 @@ commands! {
     p2m_contiguous = P2M_CMD_CONTIGUOUS, 32, 0;
     p2m_exchange = P2M_CMD_EXCHANGE, 48, 0;
     p2m_audit = P2M_CMD_AUDIT, 88, 0;
+    p2m_foreign_map = P2M_CMD_FOREIGN_MAP, 48, 0;
+    p2m_foreign_unmap = P2M_CMD_FOREIGN_UNMAP, 32, 0;
+    p2m_identity = P2M_CMD_IDENTITY, 32, 0;
     p2m_fail_nth = P2M_CMD_FAIL_NTH, 24, 0;
     p2m_guard_check = P2M_CMD_GUARD_CHECK, 72, P2M_GUARD_REFILL;
 }

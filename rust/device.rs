@@ -82,6 +82,9 @@ impl MiscDevice for Domain {
             p2m_contiguous => live_commands::contiguous,
             p2m_exchange => live_commands::exchange,
             p2m_audit => live_commands::audit,
+            p2m_foreign_map => live_commands::map_foreign,
+            p2m_foreign_unmap => live_commands::unmap_foreign,
+            p2m_identity => live_commands::make_identity,
             p2m_fail_nth => commands::fail_nth,
             p2m_guard_check => live_commands::check_guards,
         })

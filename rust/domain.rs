@@ -59,6 +59,7 @@ use crate::{
             PAGE_SHIFT, //
         },
         map::{
+            Gone,
             Maps,
             SetError,
             Which,
@@ -79,6 +80,7 @@ use crate::{
     store::Store, //
 };
 
+mod foreign;
 mod live;
 pub(crate) use live::{
     Moved,
@@ -213,6 +215,8 @@ pub(crate) struct Domain {
     /// Pages that belong to spaces.
     claims: Claims,
     injection: Arc<Injection>,
+    /// The operations of the file, which tell that a file is a domain's.
+    operations: *const bindings::file_operations,
     /// The number by which tracepoints and fdinfo call the domain.
     id: u64,
     #[pin]
@@ -220,6 +224,11 @@ pub(crate) struct Domain {
     #[pin]
     state: Mutex<State>,
 }
+
+// SAFETY: The pointer to the operations is only compared. Everything else is `Send`.
+unsafe impl Send for Domain {}
+// SAFETY: As above, with `Sync`.
+unsafe impl Sync for Domain {}
 
 impl Domain {
     /// Makes an empty domain for a file that is being opened.
@@ -244,6 +253,8 @@ impl Domain {
                 nr_fault_pages: Atomic::new(0),
                 claims,
                 injection,
+                // SAFETY: `file` is valid, and has its operations already.
+                operations: unsafe { (*file.as_ptr()).f_op },
                 id,
                 mapping <- Mapping::new(file, *id),
                 state <- new_mutex!(State {
@@ -278,6 +289,11 @@ impl Domain {
     /// Returns the number by which tracepoints call the domain.
     pub(crate) fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Returns the operations of files that are domains.
+    pub(crate) fn operations(&self) -> *const bindings::file_operations {
+        self.operations
     }
 
     /// Returns what fails on purpose.
@@ -422,7 +438,7 @@ impl Domain {
         let result = result.and_then(|()| self.install_guards(writer, &mut source));
         if let Err(error) = result {
             // With their guards.
-            self.depopulate(writer, range, |mfn| Source.free(mfn));
+            self.depopulate(writer, range, |gone| Source.free(gone.mfn()));
             for &mfn in frames.iter().skip(nr_installed) {
                 Source.free(mfn);
             }
@@ -489,7 +505,7 @@ impl Domain {
     }
 
     /// Takes a range out of all page tables and out of the maps.
-    fn depopulate(&self, writer: &mut Writer, range: PfnRange, release: impl FnMut(Mfn)) {
+    fn depopulate(&self, writer: &mut Writer, range: PfnRange, release: impl FnMut(Gone)) {
         let views = self.mapping.lock();
         views.unmap(range);
         self.maps.clear(writer, &self.store, &views, range, release);
@@ -512,7 +528,9 @@ impl Domain {
             return Err(EBUSY);
         }
         let region = state.remove(base).ok_or(ENOENT)?;
-        self.depopulate(&mut state.writer, region.range, |mfn| Source.free(mfn));
+        self.depopulate(&mut state.writer, region.range, |gone| {
+            Source.free(gone.mfn())
+        });
         self.update_end(&mut state);
         self.trace_region(range, false);
         drop(state);
@@ -638,8 +656,9 @@ impl PinnedDrop for Domain {
         // No mapping is left, as each has a reference to the file. So there's nothing to zap.
         for region in regions.values() {
             this.maps
-                .clear(writer, this.store, &(), region.range, |mfn| {
-                    Source.free(mfn);
+                .clear(writer, this.store, &(), region.range, |gone| {
+                    // Of a foreign one it's our reference that goes.
+                    Source.free(gone.mfn());
                 });
         }
         this.maps.destroy(writer, this.store);

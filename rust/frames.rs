@@ -231,6 +231,26 @@ impl Source {
         Self::mfn(page)
     }
 
+    /// Takes a reference to a frame that somebody else has and keeps meanwhile. It goes back by
+    /// `free()`.
+    pub(crate) fn take_reference(mfn: Mfn) {
+        // SAFETY: There is a page for every frame that came from the page allocator, and somebody has
+        // a reference to it.
+        unsafe { ffi::p2m_get_page(Self::page(mfn)) };
+    }
+
+    /// Returns whether machine frames are nothing that the kernel has for memory.
+    pub(crate) fn is_no_memory(first: u64, nr: u64) -> bool {
+        let (Some(start), Some(size)) = (
+            first.checked_mul(PAGE_SIZE as u64),
+            nr.checked_mul(PAGE_SIZE as u64),
+        ) else {
+            return false;
+        };
+        // SAFETY: It has no requirements.
+        unsafe { ffi::p2m_is_no_memory(start, size) }
+    }
+
     /// Copies a frame.
     ///
     /// # Safety

@@ -5,6 +5,7 @@
  */
 #include <linux/capability.h>
 #include <linux/fs.h>
+#include <linux/ioport.h>
 #include <linux/mm.h>
 #include <linux/mmzone.h>
 #include <linux/pagemap.h>
@@ -39,6 +40,17 @@ int p2m_page_count(const struct page *page)
 int p2m_page_mapcount(struct page *page)
 {
 	return folio_mapcount(page_folio(page));
+}
+
+void p2m_get_page(struct page *page)
+{
+	get_page(page);
+}
+
+bool p2m_is_no_memory(u64 start, u64 size)
+{
+	return region_intersects(start, size, IORESOURCE_SYSTEM_RAM,
+				 IORES_DESC_NONE) == REGION_DISJOINT;
 }
 
 /* max_pfn is not exported. */

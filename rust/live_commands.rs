@@ -3,7 +3,13 @@
 //! Commands that change the frames under a domain: arguments are checked, and what is asked for is
 //! done batch by batch.
 
-use kernel::prelude::*;
+use kernel::{
+    bindings,
+    fs::LocalFile,
+    prelude::*,
+    sync::aref::ARef,
+    types::ForeignOwnable, //
+};
 
 use crate::{
     abi,
@@ -195,4 +201,110 @@ pub(crate) fn check_guards(domain: &Domain, command: &mut abi::p2m_guard_check) 
     });
     command.out_next_pfn = next;
     result
+}
+
+/// Calls `work` with one chunk of slots after the other, and writes the errors of each. Returns how
+/// many slots have none.
+fn for_slots(
+    start_pfn: u64,
+    nr: u32,
+    errors: u64,
+    mut work: impl FnMut(u64, &mut [i32]) -> Result,
+) -> Result<u32> {
+    abi::range(start_pfn, u64::from(nr))?;
+    let mut writer = abi::user_slice::<i32>(errors, nr)?.writer();
+    let mut buffer = KVec::from_elem(0i32, BATCH, GFP_KERNEL)?;
+    let mut nr_good = 0;
+    let mut next = start_pfn;
+    while !writer.is_empty() {
+        check_killed()?;
+        let len = (writer.len() / core::mem::size_of::<i32>()).min(BATCH);
+        let slots = buffer.get_mut(..len).ok_or(EINVAL)?;
+        work(next, slots)?;
+        nr_good += slots.iter().filter(|&&error| error == 0).count() as u32;
+        writer.write_slice(slots.as_bytes())?;
+        // OVERFLOW: The range was checked.
+        next += len as u64;
+    }
+    Ok(nr_good)
+}
+
+/// `P2M_FOREIGN_MAP`
+pub(crate) fn map_foreign(domain: &Domain, command: &mut abi::p2m_foreign_map) -> Result {
+    command.out_nr = 0;
+    if command.__reserved != 0 || command.nr == 0 {
+        return Err(EINVAL);
+    }
+    let lender = Lender::get(command.fd, domain)?;
+    let mut reader = abi::user_slice::<u64>(command.frames, command.nr)?.reader();
+    let mut pfns = KVec::from_elem(0u64, BATCH, GFP_KERNEL)?;
+    let mut frames = KVec::from_elem(None, BATCH, GFP_KERNEL)?;
+    let (start, nr, errors) = (command.start_pfn, command.nr, command.errors);
+    command.out_nr = for_slots(start, nr, errors, |start, errors| {
+        let pfns = pfns.get_mut(..errors.len()).ok_or(EINVAL)?;
+        let frames = frames.get_mut(..errors.len()).ok_or(EINVAL)?;
+        reader.read_slice(pfns.as_mut_bytes())?;
+        lender.domain().lend(pfns, frames);
+        domain.put_foreign(start, frames, errors);
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// `P2M_FOREIGN_UNMAP`
+pub(crate) fn unmap_foreign(domain: &Domain, command: &mut abi::p2m_foreign_unmap) -> Result {
+    command.out_nr = 0;
+    if command.nr == 0 {
+        return Err(EINVAL);
+    }
+    let (start, nr, errors) = (command.start_pfn, command.nr, command.errors);
+    command.out_nr = for_slots(start, nr, errors, |start, errors| {
+        domain.take_foreign(start, errors);
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// `P2M_IDENTITY`
+pub(crate) fn make_identity(domain: &Domain, command: &mut abi::p2m_identity) -> Result {
+    // SAFETY: It has no requirements.
+    if !unsafe { bindings::capable(bindings::CAP_SYS_RAWIO as c_int) } {
+        return Err(EPERM);
+    }
+    let next = &mut command.out_next_pfn;
+    for_batches(command.start_pfn, command.nr_pages, next, |batch| {
+        domain.make_identity(batch)
+    })
+}
+
+/// Another domain, by a descriptor of it.
+struct Lender {
+    file: ARef<LocalFile>,
+}
+
+impl Lender {
+    fn get(fd: i32, borrower: &Domain) -> Result<Self> {
+        let fd = u32::try_from(fd).map_err(|_| EBADF)?;
+        let file = LocalFile::fget(fd)?;
+        // SAFETY: The file is valid, and its operations don't change any more.
+        if unsafe { (*file.as_ptr()).f_op } != borrower.operations() {
+            return Err(EINVAL);
+        }
+        let lender = Self { file };
+        // What is its own is not foreign.
+        if core::ptr::eq(lender.domain(), borrower) {
+            return Err(EINVAL);
+        }
+        Ok(lender)
+    }
+
+    fn domain(&self) -> &Domain {
+        // SAFETY: The file has the operations of a domain, so a domain is its private data, as long as
+        // we have a reference to the file.
+        let domain = unsafe {
+            let private_data = (*self.file.as_ptr()).private_data;
+            <Pin<KBox<Domain>> as ForeignOwnable>::borrow(private_data)
+        };
+        domain.get_ref()
+    }
 }

@@ -303,7 +303,11 @@ impl Spaces {
             let end = space.format().nr_pages();
             let mut page = 0;
             while let Some(leaf) = space.next_leaf(&host, page, end) {
-                nr_bad += u64::from(leaf.raw & pv::bits::PRESENT != 0 && !leaf.is_present());
+                if leaf.raw & pv::bits::PRESENT != 0 && !leaf.is_present() {
+                    // A foreign frame reads like this, too.
+                    let mfn = Mfn::new(pv::frame(leaf.level, leaf.raw));
+                    nr_bad += u64::from(!mfn.is_some_and(|mfn| domain.has_foreign(mfn)));
+                }
                 // OVERFLOW: A leaf is in the address space.
                 page = leaf.start + leaf.nr_pages();
             }

@@ -29,7 +29,8 @@ use crate::{
             PAGE_SHIFT,
             PAGE_SIZE, //
         },
-        map::Which, //
+        map::Which,
+        policy::FrameSource, //
     },
     window::Window, //
 };
@@ -135,6 +136,10 @@ impl<'a> Fault<'a> {
     /// Takes a page for the PFN that was touched, where that is what a touch does.
     fn populate(&self) -> Result {
         let pfn = Pfn::new(self.pgoff).ok_or(EFAULT)?;
+        // The page may go again and again, but nobody has to wait for it after a fatal signal.
+        if Source.is_interrupted() {
+            return Err(EFAULT);
+        }
         // Nobody is to be killed for a page that isn't there.
         let populated = self.domain.populate_on_touch(pfn);
         populated.map_err(|_| EFAULT)
@@ -205,7 +210,7 @@ unsafe extern "C" fn memory_fault(vmf: *mut bindings::vm_fault) -> bindings::vm_
         let mut is_hidden = false;
         for (page, number) in pages.iter_mut().take(batch).zip(start..) {
             let entry = Pfn::new(number).map(|pfn| maps.lookup(store, pfn));
-            let Some(mfn) = entry.and_then(|entry| entry.owned()) else {
+            let Some(mfn) = entry.and_then(|entry| entry.memory()) else {
                 break;
             };
             if !domain.may_map(number, fault.is_writable()) {
@@ -233,7 +238,8 @@ unsafe extern "C" fn memory_fault(vmf: *mut bindings::vm_fault) -> bindings::vm_
         if pages.is_empty() {
             break Ok(());
         }
-        // SAFETY: The pages are frames of the domain. They are until `guard` is dropped.
+        // SAFETY: The pages are frames of the domain, or foreign ones that it has references to. They
+        // are until `guard` is dropped.
         let (nr, result) = unsafe { fault.insert(address, pages) };
         done += nr;
         // What can't be mapped in advance, doesn't matter.

@@ -87,6 +87,9 @@
 #define P2M_CMD_AUDIT 0x95
 #define P2M_CMD_GUARD_CHECK 0x96
 #define P2M_CMD_FAIL_NTH 0x97
+#define P2M_CMD_FOREIGN_MAP 0x99
+#define P2M_CMD_FOREIGN_UNMAP 0x9a
+#define P2M_CMD_IDENTITY 0x9b
 
 /**
  * DOC: entries
@@ -916,6 +919,8 @@ struct p2m_evacuate {
  * one is aligned to their number. After an error the pages have the very frames
  * that they had. P2M_MOVE with P2M_POLICY_SCATTER is the inverse.
  *
+ *  - ENOENT: a PFN of the range is in no region.
+ *  - EINVAL: the region is guarded or of a colour.
  *  - EFAULT: a page of the range isn't populated.
  *  - EBUSY: a page of the range can't be moved.
  *  - EADDRNOTAVAIL: there is no such run of frames.
@@ -942,7 +947,9 @@ struct p2m_contiguous {
  *
  * Has pages exchange their frames. Their contents stay where they were.
  *
- *  - EINVAL: the ranges have a page in common.
+ *  - EINVAL: the ranges have a page in common, or are of regions that ask other
+ *    things of their frames (guards, range, colour).
+ *  - ENOENT: a PFN of the ranges is in no region.
  *  - EFAULT: a page of the ranges isn't populated.
  */
 struct p2m_exchange {
@@ -1046,5 +1053,93 @@ struct p2m_fail_nth {
 	__aligned_u64 out_left;
 };
 #define P2M_FAIL_NTH _IO(P2M_IOCTL_TYPE, P2M_CMD_FAIL_NTH)
+
+/**
+ * struct p2m_foreign_map - ioctl(P2M_FOREIGN_MAP)
+ * @size: sizeof(struct p2m_foreign_map).
+ * @flags: Must be 0.
+ * @fd: A descriptor of another domain.
+ * @nr: Number of slots, not 0.
+ * @start_pfn: The first slot: a PFN of this domain, in a region, where nothing is.
+ * @frames: Pointer to an array of @nr 64-bit PFNs of the other domain.
+ * @errors: Pointer to an array of @nr 32-bit numbers: for each slot 0, or the
+ *          errno that says why it stays empty.
+ * @out_nr: How many slots were filled.
+ * @__reserved: Must be 0.
+ *
+ * Puts frames of another domain into slots, as P2M_ENTRY_FOREIGN. Both see the
+ * same memory from then on. The other domain can't give the page another frame
+ * meanwhile; it can give it back, and then the frame goes when the slot is
+ * emptied. A slot that fails doesn't keep others from being filled.
+ *
+ *  - EBADF, EINVAL: @fd is none, or not of another domain.
+ *
+ * Of a slot:
+ *
+ *  - EFAULT: the other domain has no page there, or a table of a space.
+ *  - EEXIST: the slot isn't empty.
+ *  - ENOENT: the slot is in no region.
+ */
+struct p2m_foreign_map {
+	__u32 size;
+	__u32 flags;
+	__s32 fd;
+	__u32 nr;
+	__aligned_u64 start_pfn;
+	__aligned_u64 frames;
+	__aligned_u64 errors;
+	__u32 out_nr;
+	__u32 __reserved;
+};
+#define P2M_FOREIGN_MAP _IO(P2M_IOCTL_TYPE, P2M_CMD_FOREIGN_MAP)
+
+/**
+ * struct p2m_foreign_unmap - ioctl(P2M_FOREIGN_UNMAP)
+ * @size: sizeof(struct p2m_foreign_unmap).
+ * @flags: Must be 0.
+ * @start_pfn: The first slot.
+ * @errors: Pointer to an array of @nr 32-bit numbers: for each slot 0, or EINVAL
+ *          if it has no foreign frame.
+ * @nr: Number of slots, not 0.
+ * @out_nr: How many slots were emptied.
+ *
+ * Empties slots. One that has no foreign frame doesn't keep others from being
+ * emptied.
+ */
+struct p2m_foreign_unmap {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 start_pfn;
+	__aligned_u64 errors;
+	__u32 nr;
+	__u32 out_nr;
+};
+#define P2M_FOREIGN_UNMAP _IO(P2M_IOCTL_TYPE, P2M_CMD_FOREIGN_UNMAP)
+
+/**
+ * struct p2m_identity - ioctl(P2M_IDENTITY)
+ * @size: sizeof(struct p2m_identity).
+ * @flags: Must be 0.
+ * @start_pfn: First PFN, and first machine frame.
+ * @nr_pages: Number of pages, not 0.
+ * @out_next_pfn: All PFNs of the range before this one are done.
+ *
+ * Has PFNs of a region, where nothing is, be the machine frames of the same
+ * numbers, as P2M_ENTRY_IDENTITY. They are for page tables: a mapping doesn't show
+ * them. P2M_RELEASE takes them away.
+ *
+ *  - EPERM: the caller has no CAP_SYS_RAWIO.
+ *  - EINVAL: some of the machine frames are memory.
+ *  - EEXIST: something is at one of the PFNs.
+ *  - ENOENT: one of the PFNs is in no region.
+ */
+struct p2m_identity {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 start_pfn;
+	__aligned_u64 nr_pages;
+	__aligned_u64 out_next_pfn;
+};
+#define P2M_IDENTITY _IO(P2M_IOCTL_TYPE, P2M_CMD_IDENTITY)
 
 #endif /* _UAPI_P2M_H */

@@ -33,7 +33,7 @@ pub(crate) struct Moved {
 
 impl State {
     /// Fails if a PFN of the range is in no region, and returns the region of the first one.
-    fn check_populated(&self, range: PfnRange) -> Result<&Region> {
+    pub(super) fn check_populated(&self, range: PfnRange) -> Result<&Region> {
         let mut number = range.start().get();
         let mut first = None;
         while number < range.end() {
@@ -45,7 +45,7 @@ impl State {
     }
 
     /// Returns the region with this PFN, if it's complete.
-    fn region_of(&self, number: u64) -> Option<&Region> {
+    pub(super) fn region_of(&self, number: u64) -> Option<&Region> {
         let base = match self.regions.cursor_lower_bound(&number) {
             Some(next) if *next.current().0 == number => number,
             Some(next) => *next.peek_prev()?.0,
@@ -75,9 +75,9 @@ impl Domain {
             return Err(EBUSY);
         }
         let mut nr_pages = 0;
-        self.depopulate(&mut state.writer, range, |mfn| {
-            Source.free(mfn);
-            nr_pages += 1;
+        self.depopulate(&mut state.writer, range, |gone| {
+            Source.free(gone.mfn());
+            nr_pages += u64::from(!matches!(gone, Gone::Guard(_)));
         });
         Ok(nr_pages)
     }
@@ -147,9 +147,11 @@ impl Domain {
         if region.flags & abi::P2M_REGION_ON_DEMAND == 0 {
             return Err(EFAULT);
         }
-        if self.maps.lookup(&self.store, pfn) != Entry::Invalid {
+        match self.maps.lookup(&self.store, pfn) {
+            Entry::Invalid => (),
             // Another thread was faster.
-            return Ok(());
+            Entry::Present(_) | Entry::Foreign(_) => return Ok(()),
+            Entry::Identity(_) => return Err(EFAULT),
         }
         let policy = rule(region.policy, region.seed)?;
         let mut source = self.source(&state, region.origin);

@@ -88,6 +88,15 @@ impl Entry {
         }
     }
 
+    /// Returns the machine frame, if it is one of memory that somebody answers for.
+    #[inline]
+    pub const fn memory(self) -> Option<Mfn> {
+        match self {
+            Self::Present(mfn) | Self::Foreign(mfn) => Some(mfn),
+            _ => None,
+        }
+    }
+
     /// Returns the entry with its frame number blotted out, for those who must not see it.
     #[inline]
     pub const fn redacted(self) -> Self {

@@ -120,6 +120,26 @@ impl Writer {
     }
 }
 
+/// A frame that has left the maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gone {
+    /// It was the domain's, at a PFN.
+    Frame(Mfn),
+    /// It was the domain's, as a guard.
+    Guard(Mfn),
+    /// It is somebody else's.
+    Foreign(Mfn),
+}
+
+impl Gone {
+    /// Returns the frame.
+    pub const fn mfn(self) -> Mfn {
+        match self {
+            Self::Frame(mfn) | Self::Guard(mfn) | Self::Foreign(mfn) => mfn,
+        }
+    }
+}
+
 /// What an audit finds wrong. The names are those of Xen's `audit_p2m()`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finding {
@@ -443,15 +463,15 @@ impl Maps {
             .prune(&mut writer.m2p, store, &watch, first.get(), last.get());
     }
 
-    /// Empties a range in both maps, passing each frame of the domain to `release`, and gives back
-    /// the tables that hold nothing any more.
+    /// Empties a range in both maps, passing each frame that goes to `release`, and gives back the
+    /// tables that hold nothing any more.
     pub fn clear<S: TableStore, V: Views>(
         &self,
         writer: &mut Writer,
         store: &S,
         views: &V,
         range: PfnRange,
-        mut release: impl FnMut(Mfn),
+        mut release: impl FnMut(Gone),
     ) {
         let mut span: Option<(Mfn, Mfn)> = None;
         for pfn in range.iter() {
@@ -470,8 +490,10 @@ impl Maps {
                 self.forget(writer, store, views, mfn);
                 let (first, last) = span.unwrap_or((mfn, mfn));
                 span = Some((first.min(mfn), last.max(mfn)));
-                release(mfn);
-                self.drop_guards(writer, store, views, mfn, &mut release);
+                release(Gone::Frame(mfn));
+                self.drop_guards(writer, store, views, mfn, |mfn| release(Gone::Guard(mfn)));
+            } else if let Entry::Foreign(mfn) = entry {
+                release(Gone::Foreign(mfn));
             }
         }
         if let Some(span) = span {

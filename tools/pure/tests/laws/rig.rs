@@ -160,8 +160,8 @@ impl<V: Views> Domain<V> {
     pub(crate) fn clear(&mut self, range: PfnRange) -> Vec<Mfn> {
         let mut released = Vec::new();
         self.maps
-            .clear(&mut self.writer, &self.store, &self.views, range, |mfn| {
-                released.push(mfn)
+            .clear(&mut self.writer, &self.store, &self.views, range, |gone| {
+                released.push(gone.mfn())
             });
         released
     }

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What is at a PFN without being the domain's: frames of another domain, and machine frames that
+//! are no memory.
+//!
+//! A foreign frame is one that the domain has a reference to, so it stays as long as it's there, but
+//! can't get another place in the domain that it belongs to. The M2P doesn't have it.
+
+use super::*;
+
+impl Domain {
+    /// Replaces PFNs by frames of the domain that are there, with a reference to each. Where there
+    /// is none, there is none afterwards.
+    pub(crate) fn lend(&self, pfns: &[u64], frames: &mut [Option<Mfn>]) {
+        // No frame can go under the lock.
+        let _state = self.state.lock();
+        for (pfn, frame) in pfns.iter().zip(frames) {
+            let entry = Pfn::new(*pfn).map(|pfn| self.maps.lookup(&self.store, pfn));
+            *frame = entry
+                .and_then(Entry::owned)
+                .filter(|_| !self.claims.is_table(&self.store, *pfn));
+            if let Some(mfn) = frame {
+                Source::take_reference(*mfn);
+            }
+        }
+    }
+
+    /// Puts foreign frames, to which the caller has references, at PFNs from `start` on where there
+    /// is nothing. Where that can't be, the reference goes, and `errors` says why.
+    pub(crate) fn put_foreign(&self, start: u64, frames: &[Option<Mfn>], errors: &mut [i32]) {
+        let mut state = self.state.lock();
+        for ((number, frame), error) in (start..).zip(frames).zip(errors) {
+            let result = match frame {
+                Some(mfn) => self.put_one(&mut state, number, Entry::Foreign(*mfn)),
+                None => Err(EFAULT),
+            };
+            if let (Err(_), Some(mfn)) = (result, frame) {
+                Source.free(*mfn);
+            }
+            *error = result.err().map_or(0, |error| -error.to_errno());
+        }
+    }
+
+    /// Takes foreign frames away from PFNs from `start` on.
+    pub(crate) fn take_foreign(&self, start: u64, errors: &mut [i32]) {
+        let mut state = self.state.lock();
+        for (number, error) in (start..).zip(errors) {
+            let entry = Pfn::new(number).map(|pfn| self.maps.lookup(&self.store, pfn));
+            let result = match entry {
+                Some(Entry::Foreign(_)) => PfnRange::new(number, 1).map_err(Error::from),
+                _ => Err(EINVAL),
+            };
+            if let Ok(range) = result {
+                self.depopulate(&mut state.writer, range, |gone| Source.free(gone.mfn()));
+            }
+            *error = result.err().map_or(0, |error| -error.to_errno());
+        }
+    }
+
+    /// Returns whether a foreign frame is somewhere. It looks everywhere.
+    pub(crate) fn has_foreign(&self, mfn: Mfn) -> bool {
+        let mut next = Some(Pfn::ZERO);
+        while let Some(pfn) = next.and_then(|pfn| self.maps.next_backed(&self.store, pfn)) {
+            if self.maps.lookup(&self.store, pfn) == Entry::Foreign(mfn) {
+                return true;
+            }
+            // OVERFLOW: A PFN is below `Pfn::LIMIT`.
+            next = Pfn::new(pfn.get() + 1);
+        }
+        false
+    }
+
+    /// Has the PFNs of a range be the machine frames of the same numbers, none of which is memory.
+    pub(crate) fn make_identity(&self, range: PfnRange) -> Result {
+        if !Source::is_no_memory(range.start().get(), range.nr_pages()) {
+            return Err(EINVAL);
+        }
+        let mut state = self.state.lock();
+        state.check_populated(range)?;
+        let is_free = |pfn| self.maps.lookup(&self.store, pfn) == Entry::Invalid;
+        if !range.iter().all(is_free) {
+            return Err(EEXIST);
+        }
+        let result = range.iter().try_for_each(|pfn| {
+            let mfn = Mfn::new(pfn.get()).ok_or(EOVERFLOW)?;
+            self.put_one(&mut state, pfn.get(), Entry::Identity(mfn))
+        });
+        if result.is_err() {
+            // It was empty before.
+            self.depopulate(&mut state.writer, range, |_| ());
+        }
+        result
+    }
+
+    /// Puts something at a PFN of a region where there is nothing.
+    fn put_one(&self, state: &mut State, number: u64, entry: Entry) -> Result {
+        let pfn = Pfn::new(number).ok_or(EOVERFLOW)?;
+        state.region_of(number).ok_or(ENOENT)?;
+        if self.maps.lookup(&self.store, pfn) != Entry::Invalid {
+            return Err(EEXIST);
+        }
+        self.injection.check(ENOMEM)?;
+        let views = self.mapping.lock();
+        self.maps
+            .set(&mut state.writer, &self.store, &views, pfn, entry)?;
+        Ok(())
+    }
+}
