@@ -3,7 +3,8 @@
 #
 # cli.sh [TEST]...: test every command of the program p2m, from its arguments to
 # its exit status. What it says about frames is compared with what Python reads
-# from the pagemap.
+# from the pagemap, and page tables with what it finds in the machine's memory,
+# where it reads them by machine addresses only, as the processor does.
 
 # The functions of this file are run by name, and jq has variables, too.
 # shellcheck disable=SC2016,SC2317
@@ -26,6 +27,7 @@ tests=(
 	alloc_says_that_no_frames_fit
 	alloc_says_that_memory_may_not_be_locked
 	alloc_frees_all_at_its_end
+	alloc_on_demand_takes_what_is_touched
 	map_agrees_with_the_pagemap
 	map_by_page_agrees_with_the_pagemap
 	map_shows_regions_and_holes
@@ -46,6 +48,31 @@ tests=(
 	user_with_access_sees_no_mfns
 	root_without_capability_sees_no_mfns
 	user_cannot_attach_to_root
+	space_tables_are_what_the_processor_needs
+	space_tables_have_large_leaves
+	space_tables_follow_their_pages
+	space_reads_well
+	space_says_what_is_wrong
+	space_goes_when_it_is_destroyed
+	walk_agrees_with_the_machine
+	walk_says_why_there_is_no_page
+	walk_notices_where_native_tables_lead
+	walk_cpu_finds_what_the_domain_has
+	access_by_the_processor
+	live_changes_while_a_process_writes
+	release_and_populate
+	release_says_what_is_wrong
+	move_gives_other_frames
+	move_leaves_pinned_pages_alone
+	evacuate_leaves_nothing
+	evacuate_says_what_is_wrong
+	contig_is_one_run
+	contig_says_what_is_wrong
+	exchange_swaps_frames
+	audit_reads_at_a_glance
+	plot_in_the_terminal
+	plot_into_a_file
+	plot_of_nothing_fails
 	completions_are_a_script
 )
 
@@ -82,7 +109,7 @@ matches() {
 
 # json FILTER [ARGUMENT...]: the filter is true of what was printed.
 json() {
-	jq -e "${@:2}" "$1" <<<"$out" >/dev/null || fail "not true: $1; $out"
+	jq -e "${@:2}" "$1" <<<"$out" >/dev/null || fail "not true: $1; ${out:0:1000}"
 }
 
 complains() {
@@ -93,7 +120,8 @@ is() {
 	[[ $1 == "$2" ]] || fail "${3:-value} is '$1', not '$2'"
 }
 
-# hold ARGUMENT...: have another process hold a region. Sets pid and fd.
+# hold ARGUMENT...: have another process hold a region. Sets pid, fd and domain,
+# which are the arguments to attach to it.
 hold() {
 	: >"$tmp/hold"
 	"${as[@]}" "$p2m" --json alloc --hold "$@" >"$tmp/hold" 2>&1 &
@@ -103,6 +131,7 @@ hold() {
 }
 
 # python PROGRAM: have a Python program hold a domain. It says when it's ready.
+# Sets pid, fd and domain. (Python's mmap has a descriptor of its own.)
 python() {
 	: >"$tmp/hold"
 	python3 -c "
@@ -110,19 +139,21 @@ import ctypes, fcntl, mmap, os, struct, sys, time
 
 PAGE = mmap.PAGESIZE
 
-def create(fd, base, nr_pages, policy=0, seed=0):
-    fcntl.ioctl(fd, 0xbb82, struct.pack('=4I3Q', 40, 1, policy, 0, nr_pages, seed, base))
+def create(fd, base, nr_pages, policy=0, seed=0, flags=1):
+    fcntl.ioctl(fd, 0xbb82, struct.pack('=4I5Q4I', 72, flags, policy, 0, nr_pages, seed, base, 0, 0, 0, 0, 0, 0))
 
 $1
 print('{}', flush=True)
 time.sleep(1000)
 " >"$tmp/hold" 2>&1 &
 	held $!
+	fd=$(find "/proc/$pid/fd" -lname "$device" -printf '%f\n' | sort -n | head -n 1)
+	domain+=(--fd "$fd")
 }
 
 # held PID: wait until a process has printed JSON.
 held() {
-	pid=$1
+	pid=$1 domain=(--pid "$1")
 	for ((i = 0; i < 600; i++)); do
 		if [[ -s $tmp/hold ]] && jq -e . "$tmp/hold" >/dev/null 2>&1; then
 			return
@@ -156,6 +187,136 @@ pagemap() {
 	END
 }
 
+# outside WHAT ARGUMENT...: look at a domain from outside, see outside.py below.
+outside() {
+	python3 "$tmp/outside.py" "$@" || fail "outside $*"
+}
+
+write_outside() {
+	cat >"$tmp/outside.py" <<-'END'
+		import ctypes, hashlib, json, mmap, os, struct, sys
+
+		PAGE = mmap.PAGESIZE
+
+		def unpack(data):
+		    return struct.unpack(f"={len(data) // 8}Q", data)
+
+		# The first word that p2m alloc stores to a page of a region from PFN 0 on.
+		def first_word(pfn):
+		    return (pfn * 512 + 1) * 0x9e3779b97f4a7c15 % 2**64
+
+		class Domain:
+		    def __init__(self, pid, fd):
+		        libc = ctypes.CDLL(None, use_errno=True)
+		        self.fd = libc.syscall(438, os.pidfd_open(int(pid)), int(fd), 0)
+		        assert self.fd >= 0, os.strerror(ctypes.get_errno())
+
+		    def map(self, pfn, nr_pages=1):
+		        return mmap.mmap(self.fd, nr_pages * PAGE, mmap.MAP_SHARED, mmap.PROT_READ,
+		                         offset=pfn * PAGE)
+
+		    # The machine frame of a page, as the pagemap has it.
+		    def mfn(self, pfn):
+		        with self.map(pfn) as memory:
+		            memory[0]
+				            with open("/proc/self/maps") as maps:
+		                line = next(l for l in maps if l.split()[-1] == "/dev/p2m")
+		            start = int(line.split("-")[0], 16)
+		            with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+		                word = unpack(os.pread(pagemap.fileno(), 8, start // PAGE * 8))[0]
+		            assert word >> 63, f"{pfn} isn't mapped"
+		            return word & (1 << 55) - 1
+
+		# The memory of the machine, by machine addresses.
+		class Machine:
+		    def __init__(self):
+		        self.fd = os.open("/proc/kcore", os.O_RDONLY)
+		        header = os.pread(self.fd, 64, 0)
+		        start, size, nr = struct.unpack_from("=Q", header, 32) + \
+		            struct.unpack_from("=HH", header, 54)
+		        self.segments = []
+		        for index in range(nr):
+		            kind, _, offset, _, address, size_in_file, _, _ = struct.unpack(
+		                "=IIQQQQQQ", os.pread(self.fd, size, start + index * size))
+		            if kind == 1 and address < 1 << 52:
+		                self.segments.append((address, size_in_file, offset))
+
+		    def frame(self, mfn):
+		        for address, size, offset in self.segments:
+		            if address <= mfn * PAGE < address + size:
+		                return os.pread(self.fd, PAGE, offset + mfn * PAGE - address)
+		        raise SystemExit(f"there is no frame {mfn}")
+
+		FRAME = 0x000ffffffffff000
+
+		def letters(entry, is_large):
+		    pat = entry >> 12 if is_large else entry >> 7
+		    bits = [1, entry >> 1, ~entry >> 63, entry >> 2, entry >> 3, entry >> 4, pat,
+		            entry >> 5, entry >> 6]
+		    return "".join(l if bit & 1 else "-" for l, bit in zip("rwxutcpAD", bits))
+
+		# Yields the address, the frame and the flags of every page that is mapped.
+		def leaves(machine, mfn, level, start=0):
+		    for index, entry in enumerate(unpack(machine.frame(mfn))):
+		        span = PAGE << 9 * level
+		        address = start + index * span
+		        if not entry & 1:
+		            continue
+		        is_large = level > 0 and entry & 0x80
+		        if level > 0 and not is_large:
+		            yield from leaves(machine, (entry & FRAME) >> 12, level - 1, address)
+		            continue
+		        frame = (entry & FRAME & ~(span - 1)) >> 12
+		        for page in range(span // PAGE):
+		            yield address + page * PAGE, frame + page, letters(entry, is_large)
+
+		def tables(pid, fd, root, levels):
+		    """Print "ADDRESS PFN MFN FLAGS" of each page that is mapped. The PFN is known by
+		    what is in the page."""
+		    machine = Machine()
+		    pfns = {first_word(pfn): pfn for pfn in range(1 << 14)}
+		    root = Domain(pid, fd).mfn(int(root))
+		    for address, mfn, flags in leaves(machine, root, int(levels) - 1):
+		        print(address, pfns.get(unpack(machine.frame(mfn))[0]), mfn, flags)
+
+		def words(pid, fd, pfn, index, nr):
+		    """Print words of a page."""
+		    with Domain(pid, fd).map(int(pfn)) as memory:
+		        print(*unpack(memory[8 * int(index):8 * (int(index) + int(nr))]))
+
+		def entries():
+		    """Print the words at machine frame and index, of which there are lines."""
+		    machine = Machine()
+		    for line in sys.stdin:
+		        mfn, index = map(int, line.split())
+		        print(f"{unpack(machine.frame(mfn))[index]:#018x}")
+
+		def frames():
+		    """Say whether each entry of a walk leads to the table of the next one."""
+		    walk = json.load(sys.stdin)
+		    mfns = [step["table_mfn"] for step in walk["steps"]] + [walk["page"]["mfn"]]
+		    pfns = [step["table_pfn"] for step in walk["steps"]] + [walk["page"]["pfn"]]
+		    for step, mfn, pfn in zip(walk["steps"], mfns[1:], pfns[1:]):
+		        assert (int(step["raw"], 16) & FRAME) >> 12 == mfn, step
+		        assert (int(step["val"], 16) & FRAME) >> 12 == pfn, step
+		    print("good")
+
+		def checksum(*words):
+		    """Print FNV-1a of words."""
+		    value = 0xcbf29ce484222325
+		    for byte in b"".join(struct.pack("=Q", int(word) % 2**64) for word in words):
+		        value = (value ^ byte) * 0x100000001b3 % 2**64
+		    print(f"{value:#018x}")
+
+		def digest(pid, fd, pfn, nr):
+		    """Print a checksum of the contents of pages."""
+		    with Domain(pid, fd).map(int(pfn), int(nr)) as memory:
+		        print(hashlib.sha256(memory).hexdigest())
+
+		globals()[sys.argv[1]](*sys.argv[2:])
+	END
+}
+
 # expect_pages FILTER: what the filter makes of the output are the lines of the
 # pagemap of $pid.
 expect_pages() {
@@ -169,7 +330,7 @@ expect_pages() {
 info_has_all_keys() {
 	run 0 --json info
 	json '(keys_unsorted | join(" ")) == "abi_version page_shift mfn_visible " +
-		"table_mmap policies default_policy max_pfn max_mfn " +
+		"table_mmap spaces cpu_access live policies default_policy max_pfn max_mfn " +
 		"max_domain_pages max_total_pages max_regions"'
 	json '.abi_version == 1 and .page_shift == 12 and .mfn_visible and .table_mmap'
 	json '.policies == ["any", "scatter", "contiguous"] and .max_pfn == 2147483648'
@@ -184,6 +345,7 @@ info_reads_well() {
 	matches 'module   ABI version 1, pages of 4 KiB' \
 		'policies any, scatter, contiguous; by default any' \
 		'opener   sees MFNs: yes, can map tables: yes' \
+		"can do   spaces: yes, access by the processor: (yes|no), change frames in use: yes" \
 		'limits   PFNs below 0x80000000 \(8 TiB\)' \
 		'         MFNs below 0x[0-9a-f]+ \([0-9.]+ GiB\)' \
 		"         $number for each domain" \
@@ -208,13 +370,15 @@ alloc_reads_at_a_glance() {
 
 alloc_has_all_keys() {
 	run 0 --json alloc 1M
-	json '(keys_unsorted | join(" ")) == "region machine sample linear check hold"'
-	json '.region == {base_pfn: 0, nr_pages: 256, policy: "any", seed: 0, bytes: 1048576}'
+	json '(keys_unsorted | join(" ")) ==
+		"region machine sample demand linear check hold"'
+	json '.region == {base_pfn: 0, nr_pages: 256, policy: "any", seed: 0,
+		on_demand: false, bytes: 1048576}'
 	json '.linear == {ok: true, bytes: 1048576, first_bad: null}'
 	json '[.sample[].pfn] == [0, 1, 2, 255]'
 	json 'all(.sample[]; .type == "frame" and .mfn > 0)'
 	json '.machine as $m | all(.sample[].mfn; . >= $m.start_mfn and . < $m.end_mfn)'
-	json '.check == null and .hold == null'
+	json '.check == null and .hold == null and .demand == null'
 	run 0 --json alloc 1M --policy scatter --seed 0x10
 	json '.region.policy == "scatter" and .region.seed == 16'
 }
@@ -412,13 +576,14 @@ check_of_nothing_fails() {
 stat_counts() {
 	hold 2M --populate
 	run 0 --json stat --pid "$pid" --fd "$fd"
-	json '(keys_unsorted | join(" ")) == "generation regions pages p2m_tables " +
+	json '(keys_unsorted | join(" ")) == "generation regions pages frames guards p2m_tables " +
 		"m2p_tables faults fault_pages total_domains total_pages"'
-	json '.regions == 1 and .pages == 512 and .generation % 2 == 0'
+	json '.regions == 1 and .pages == 512 and .frames == 512 and .generation % 2 == 0'
 	json '.p2m_tables > 0 and .m2p_tables > 0 and .faults > 0'
 	json '.total_domains >= 1 and .total_pages >= 512'
 	run 0 stat --pid "$pid"
 	matches 'domain   1 region, 512 pages \(2 MiB\), generation [0-9]+' \
+		'machine  512 frames \(2 MiB\), and 0 guards' \
 		'tables   [0-9]+ for the P2M, [0-9]+ for the M2P \([0-9.]+ KiB\)' \
 		'faults   [0-9]+ faults?, which mapped [0-9]+ pages' \
 		'system   [0-9]+ domains?, [0-9]+ pages \(.*\)'
@@ -468,7 +633,8 @@ memory.write(b"x" * 32 * PAGE)
 os.close(fd)
 '
 	run 0 --json map --pages --pid "$pid"
-	json '.regions == [{base_pfn: 5, nr_pages: 32, policy: "any", seed: 0, bytes: 131072}]'
+	json '.regions == [{base_pfn: 5, nr_pages: 32, policy: "any", seed: 0,
+		on_demand: false, bytes: 131072}]'
 	expect_pages '.pages[] | "\(.pfn) \(.mfn)"'
 	run 0 --json check --pid "$pid"
 	json '.ok and all(.witnesses[]; .asked == 32)'
@@ -480,6 +646,11 @@ wrong_usage_exits_with_2() {
 	for arguments in '' bogus 'info extra' alloc 'alloc 0' 'alloc 1.5M' \
 		'alloc 1M --policy bogus' 'alloc 1M --seed 1' map 'map --fd 3' \
 		'map --pid x' 'map --pid 1 5..5' check 'translate --pid 1' \
+		'alloc 1M --on-demand --check' 'release --pid 1' 'move --pid 1 --seed 1' \
+		'move --pid 1 --policy contiguous' 'evacuate --pid 1' 'exchange --pid 1 1' \
+		'contig --pid 1 0..8 --address-bits 11' audit plot space 'space create --pid 1' \
+		'space create --pid 1 --pool 0..8 --levels 6' 'space unmap --pid 1 --space 1' \
+		'space map --pid 1 --space 1 0 0 --flags q' 'walk --pid 1 0' \
 		'translate --pid 1 zero' 'stat --fd 3' 'completions bogus'; do
 		# shellcheck disable=SC2086
 		run 2 $arguments
@@ -551,6 +722,27 @@ expect_hidden() {
 	complains 'only to an opener with CAP_SYS_ADMIN'
 	run 0 --json map --pages --pid "$pid"
 	json '[.pages[] | [.pfn, .type, .mfn]] == [range(16) | [., "frame", null]]'
+
+	run 0 --json move --pid "$pid" 0..8
+	json '.pages == 8 and .busy == 0 and .before == null and .after == null'
+	run 0 --json audit --pid "$pid"
+	json '.ok and .frames == 16 and .first_mfn == null'
+	run 1 evacuate --pid "$pid" 0..0x1000
+	complains 'only to an opener with CAP_SYS_ADMIN'
+	run 1 plot --pid "$pid"
+	complains 'only with CAP_SYS_ADMIN'
+	run 0 space create --pid "$pid" --pool 8..16
+	matches 'space    1, backend p2m, 4 levels, pool PFN 0x8\.\.0x10 \(8 pages\)' \
+		'root     PFN 0x8 -> MFN hidden'
+	run 0 space map --pid "$pid" --space 1 0x1000 2
+	run 0 --json walk --pid "$pid" --space 1 0x1000
+	json '.page == {pfn: 2, mfn: null, p2m_mfn: null}'
+	json '[.steps[] | [.table_pfn, .table_mfn]] == [range(8; 12) | [., null]]'
+	json '.steps[3].raw == "0x8000000000000007" and .steps[3].val == "0x8000000000002007"'
+	run 0 space dump --pid "$pid" --space 1
+	[[ $out == *'0x00000002 -> hidden      rw-u-----' ]] || fail "$out"
+	run 1 walk --cpu --pid "$pid" --space 1 0x1000
+	complains 'hint: '
 }
 
 user_with_access_sees_no_mfns() {
@@ -577,6 +769,642 @@ completions_are_a_script() {
 	[[ $out == *translate* ]] || fail 'a command is missing'
 }
 
+alloc_on_demand_takes_what_is_touched() {
+	run 0 alloc 1M --on-demand
+	matches 'region   PFN 0x0\.\.0x100 \(1 MiB, 256 pages\), policy any, on demand' \
+		'machine  0 runs, longest 0 pages' \
+		'sample   PFN 0x00 -> nothing' \
+		'         PFN 0x01 -> nothing' \
+		'         PFN 0x02 -> nothing' \
+		'         \.\.\.' \
+		'         PFN 0xff -> nothing' \
+		'demand   0 of 256 pages had a frame at first, 0 have one now'
+	run 0 --json alloc 1M --on-demand --populate --check --policy scatter
+	json '.region.on_demand and .demand == {pages: 256, frames_at_first: 0, frames: 256}'
+	json '.check.ok and .linear.ok and .machine.longest_run_pages == 1'
+
+	python '
+fd = os.open("/dev/p2m", os.O_RDWR)
+create(fd, 0, 64, flags=3)
+memory = mmap.mmap(fd, 64 * PAGE)
+for pfn in 1, 3, 62:
+    memory[pfn * PAGE] = 1
+'
+	run 0 --json stat "${domain[@]}"
+	json '.pages == 64 and .frames == 3'
+	run 0 --json map "${domain[@]}" --pages
+	json '[.pages[] | select(.mfn) | .pfn] == [1, 3, 62]'
+	json '.regions[0].on_demand'
+}
+
+# expect_tables SPACE ROOT LEVELS NUMBER: what the space maps, as p2m lists it, is
+# what is found from the root on in the machine's memory, and as many pages.
+expect_tables() {
+	outside tables "$pid" "$fd" "$2" "$3" >"$tmp/expected"
+	run 0 --json space dump --pages "${domain[@]}" --space "$1"
+	jq -r '.[] | select(.present) | "\(.address) \(.pfn) \(.mfn) \(.flags)"' \
+		<<<"$out" >"$tmp/found" || fail "$out"
+	diff "$tmp/expected" "$tmp/found" >"$tmp/diff" ||
+		fail "tables and p2m differ: $(head -n 4 "$tmp/diff" | tr '\n' ' ')"
+	is "$(wc -l <"$tmp/found")" "$4" 'number of pages mapped'
+}
+
+# audit: the module finds nothing wrong with itself.
+audit() {
+	run 0 --json audit "${domain[@]}"
+	json '.ok and ([to_entries[] | select(.key | endswith("_bad")) | .value] |
+		all(. == 0 or . == false))'
+}
+
+# Create a space with its tables from PFN 0x300 on.
+space() {
+	run 0 --json space create "${domain[@]}" --pool 0x300..0x380 "$@"
+	json '.space == 1 and .root_pfn == 768 and .pool_pages == 128'
+	space=("${domain[@]}" --space 1)
+}
+
+space_tables_are_what_the_processor_needs() {
+	local backend levels
+
+	for backend in p2m p2m-lossless; do
+		for levels in 4 5; do
+			hold 4M --policy scatter
+			space --backend "$backend" --levels "$levels"
+			run 0 space map "${space[@]}" 0x400000 0x100..0x200 --flags rwu
+			run 0 space map "${space[@]}" 0x7ffffffff000 0x17 --flags rx
+			run 0 space map "${space[@]}" 0x8000001000 0x20..0x22 --flags rwuxtcpAD
+			run 0 space protect "${space[@]}" 0x410000..0x420000 --flags ru
+			run 0 space remap "${space[@]}" 0x418000 0x40..0x48
+			run 0 space unmap "${space[@]}" 0x480000..0x490000
+			run 0 space unmap "${space[@]}" 0x400000
+			expect_tables 1 768 "$levels" $((256 + 1 + 2 - 16 - 1))
+			json 'any(.[]; .address == 4296704 and .pfn == 65 and .flags == "r--u-----")'
+			audit
+			run 0 space unmap "${space[@]}" --all
+			expect_tables 1 768 "$levels" 0
+			kill "$pid"
+		done
+	done
+}
+
+space_tables_have_large_leaves() {
+	hold 4M
+	run 0 contig "${domain[@]}" 0..0x200
+	space
+	run 0 space map "${space[@]}" 0x40000000 0..0x200 --max-leaf 2M --flags rwup
+	run 0 --json space dump "${space[@]}"
+	json '[.[] | [.address, .nr_pages, .pfn, .level, .flags]] ==
+		[[1073741824, 512, 0, "pmd", "rw-u--p--"]]'
+	expect_tables 1 768 4 512
+	run 0 --json walk "${space[@]}" 0x40123456
+	json '.page.pfn == 291 and (.steps | length) == 3'
+	# What stays of a leaf is in small ones.
+	run 0 space unmap "${space[@]}" 0x40100000
+	expect_tables 1 768 4 511
+	json 'all(.[]; .level == "pte" and .flags == "rw-u--p--")'
+}
+
+space_tables_follow_their_pages() {
+	local mfn
+
+	hold 4M
+	space
+	run 0 space map "${space[@]}" 0x400000 0..0x200
+	run 0 space map "${space[@]}" 0x200000000 0x180..0x280 --flags ru
+	# The tables themselves can't move.
+	for change in '1:move --policy scatter' '0:contig 0..0x200' '0:exchange 0..0x80 0x200' \
+		'0:move 0x100..0x180'; do
+		# shellcheck disable=SC2086
+		run "${change%%:*}" ${change#*:} "${domain[@]}"
+		expect_tables 1 768 4 768
+		audit
+	done
+	run 0 --json translate "${domain[@]}" 0
+	mfn=$(jq '.[0].mfn' <<<"$out")
+	run 0 evacuate "${domain[@]}" "$mfn"
+	expect_tables 1 768 4 768
+	json "all(.[]; .mfn != $mfn)"
+}
+
+space_reads_well() {
+	local hex='0x[0-9a-f]'
+
+	hold 4M --policy scatter
+	run 0 space create "${domain[@]}" --pool 0x300..0x380
+	matches 'space    1, backend p2m, 4 levels, pool PFN 0x300\.\.0x380 \(128 pages\)' \
+		"root     PFN 0x300 -> MFN $hex+"
+	space=("${domain[@]}" --space 1)
+	run 0 space dump "${space[@]}"
+	matches 'nothing is mapped'
+	run 0 space map "${space[@]}" 0x400000 0x10..0x12
+	matches 'mapped   2 pages'
+	run 0 walk "${space[@]}" 0x401008
+	matches "level  table PFN -> MFN +entry  raw \(machine\)       value \(pseudo-physical\)  flags" \
+		"p4d    0x0*300 -> $hex+ +\[  0\]  ${hex}{16}  0x0000000000301007       rwxu-----" \
+		"pud    0x0*301 -> $hex+ +\[  0\]  ${hex}{16}  0x0000000000302007       rwxu-----" \
+		"pmd    0x0*302 -> $hex+ +\[  2\]  ${hex}{16}  0x0000000000303007       rwxu-----" \
+		"pte    0x0*303 -> $hex+ +\[  1\]  0x8${hex#0x}{15}  0x8000000000011007       rw-u-----" \
+		"page   0x0*011 -> $hex+"
+	run 0 space protect "${space[@]}" 0x400000..0x402000 --flags r
+	matches 'changed  2 pages'
+	run 0 space remap "${space[@]}" 0x401000 0x20
+	matches 'remapped 1 page'
+	run 0 space dump "${space[@]}"
+	matches 'address                pages  leaf         PFN -> MFN         flags' \
+		"0x00000000400000           1  pte   0x00000010 -> ${hex}{8}  r--------" \
+		"0x00000000401000           1  pte   0x00000020 -> ${hex}{8}  r--------"
+	run 0 space unmap "${space[@]}" 0x401000
+	matches 'unmapped 1 page'
+	run 0 space destroy "${space[@]}"
+	matches 'space    1 is destroyed'
+}
+
+space_says_what_is_wrong() {
+	hold 4M
+	run 1 space create "${domain[@]}" --pool 0x300..0x380 --backend xen
+	complains 'hint: no backend has this name: try p2m, p2m-lossless or native'
+	run 1 space create "${domain[@]}" --pool 0x3f0..0x410
+	complains "hint: a page of the pool isn't populated"
+	run 1 space create "${domain[@]}" --pool 0x7fffffff..0x80000001
+	complains 'hint: the range ends beyond the last possible PFN'
+	space
+	run 1 space create "${domain[@]}" --pool 0x37f..0x390
+	complains 'hint: a page of the pool is in that of another space'
+	run 0 space create "${domain[@]}" --pool 0x380..0x384
+	# Four tables, of which each is needed for the first page.
+	run 0 space map "${domain[@]}" --space 2 0 1
+	run 1 space map "${domain[@]}" --space 2 0x200000 2
+	complains 'hint: the table pool has too few pages'
+
+	for command in 'space map 0 0' 'space dump' 'space destroy' 'walk 0'; do
+		# shellcheck disable=SC2086
+		run 1 $command "${domain[@]}" --space 99
+		complains 'hint: the domain has no space of this number'
+	done
+	run 0 space map "${space[@]}" 0x1000 1..4
+	run 1 space map "${space[@]}" 0x3000 8
+	complains 'hint: something is mapped there: unmap it before'
+	run 1 space map "${space[@]}" 0x10001 8
+	complains 'hint: addresses have to be multiples of the page size'
+	run 1 space map "${space[@]}" 0x7ffffffff000 8..10
+	complains 'hint: the range ends beyond the space'
+	run 1 space unmap "${space[@]}" 0x100000
+	complains 'hint: not all of it is mapped there'
+	run 1 space protect "${space[@]}" 0x1000..0x5000 --flags r
+	complains 'hint: not all of it is mapped there'
+	run 1 walk "${space[@]}" 0x800000000000
+	complains 'hint: the address is beyond the space'
+	run 0 --json space dump "${space[@]}"
+	json '[.[] | [.address, .nr_pages, .pfn]] == [[4096, 3, 1]]'
+	audit
+}
+
+space_goes_when_it_is_destroyed() {
+	hold 4M
+	space
+	run 0 space map "${space[@]}" 0x1000 1..4
+	run 0 space destroy "${space[@]}"
+	run 1 space dump "${space[@]}"
+	complains 'hint: the domain has no space of this number'
+	# Nothing is kept from going any more.
+	run 0 release "${domain[@]}" 0..0x400
+	run 0 --json stat "${domain[@]}"
+	json '.frames == 0'
+}
+
+walk_agrees_with_the_machine() {
+	local address
+
+	hold 4M --policy scatter
+	space --levels 5
+	run 0 space map "${space[@]}" 0x400000 0x100..0x200
+	run 0 space map "${space[@]}" 0xffffffffff000 0x17 --flags rx
+	outside tables "$pid" "$fd" 768 5 >"$tmp/tables"
+	for address in 0x400000 0x4ff123 0xffffffffff000; do
+		run 0 --json walk "${space[@]}" "$address"
+		json '(keys_unsorted | join(" ")) == "address steps page end cpu"'
+		json '[.steps[].level] == ["pgd", "p4d", "pud", "pmd", "pte"]'
+		# Each entry is in the machine's memory, where the one above leads.
+		is "$(jq -r '.steps[] | "\(.table_mfn) \(.index)"' <<<"$out" | outside entries)" \
+			"$(jq -r '.steps[].raw' <<<"$out")" 'entries'
+		is "$(outside frames <<<"$out")" good 'frames'
+		is "$(jq -r '"\(.address - .address % 4096) \(.page.pfn) \(.page.mfn) \(
+			.steps[-1].flags)"' <<<"$out")" \
+			"$(grep "^$((address & ~4095)) " "$tmp/tables")" page
+	done
+}
+
+walk_says_why_there_is_no_page() {
+	hold 4M
+	run 0 release "${domain[@]}" 0x10
+	space --backend p2m-lossless
+	run 0 space map "${space[@]}" 0x10000 0x10..0x12
+	run 0 walk "${space[@]}" 0x10000
+	is "$(tail -n 1 "$tmp/out")" \
+		'page   none: the pte entry is not present, but keeps PFN 0x10' end
+	run 0 walk "${space[@]}" 0x12000
+	[[ $out == *'empty'$'\n''page   none: the pte entry is empty' ]] || fail "$out"
+	run 0 --json walk "${space[@]}" 0x40000000
+	json '.page == null and .end == "the pud entry is empty" and (.steps | length) == 2'
+	run 0 space dump "${space[@]}"
+	[[ $out == *'0x00000010 -> no frame    -w-u-----'* ]] || fail "$out"
+}
+
+walk_notices_where_native_tables_lead() {
+	hold 4M --policy scatter
+	space --backend native
+	run 0 space map "${space[@]}" 0x10000 0x10
+	run 0 walk "${space[@]}" 0x10000
+	[[ $out == *'the processor goes elsewhere' ]] || fail "$out"
+	run 0 --json walk "${space[@]}" 0x10000
+	json '.page.mfn == 16 and .page.p2m_mfn > 16'
+	json 'all(.steps[]; .raw == .val)'
+	run 1 walk --cpu "${space[@]}" 0x10000
+	complains 'hint: the processor walks tables of the backends p2m and p2m-lossless only'
+}
+
+# Whether the processor can be had to access spaces; else that's what is said.
+has_cpu_access() {
+	run 0 --json info
+	jq -e .cpu_access <<<"$out" >/dev/null && return
+	run 1 walk --cpu "${space[@]}" 0x10000
+	complains 'hint: the processor walks tables'
+	return 1
+}
+
+walk_cpu_finds_what_the_domain_has() {
+	hold 4M --policy scatter
+	space
+	run 0 space map "${space[@]}" 0x10000 0x10..0x12
+	has_cpu_access || return 0
+
+	run 0 walk --cpu "${space[@]}" 0x11008
+	# The word of p2m alloc, and what the processor leaves in all tables.
+	word=$(printf '0x%016x' "$(outside words "$pid" "$fd" 17 1 1)")
+	is "$(tail -n 1 "$tmp/out")" \
+		"cpu    reads $word, and the page of the domain has $word: ok" cpu
+	is "$(grep -c -- '---A-$' "$tmp/out")" 4 'accessed entries'
+	run 0 --json walk --cpu "${space[@]}" 0x12000
+	json '.cpu.ok and .page == null and (.cpu.fault | contains("no page is present"))'
+}
+
+access_by_the_processor() {
+	hold 4M --policy scatter
+	space
+	run 0 space map "${space[@]}" 0x10000 0x10..0x12 --flags rw
+	run 0 space map "${space[@]}" 0x12000 0x20 --flags r
+	has_cpu_access || return 0
+
+	run 0 --json space access "${space[@]}" 0x10ff0 --words 4
+	# shellcheck disable=SC2046
+	is "$(jq -r '.words[]' <<<"$out")" "$(printf '0x%016x\n' \
+		$(outside words "$pid" "$fd" 16 510 2) $(outside words "$pid" "$fd" 17 0 2))" words
+	run 0 space access "${space[@]}" 0x10ff0 --write 1 0xffffffffffffffff 3
+	matches 'written  3 words, checksum 0x[0-9a-f]{16}'
+	is "$(outside words "$pid" "$fd" 16 510 2)" '1 18446744073709551615' 'words written'
+	is "$(outside words "$pid" "$fd" 17 0 1)" 3 'word written'
+	run 0 --json space dump "${space[@]}"
+	json '[.[].flags] == ["rw-----AD", "rw-----AD", "r--------"]'
+	run 0 --json space access "${space[@]}" 0x10ff0 --words 3 --checksum
+	json '.words == null and .accessed == 3'
+	checksum=$(jq -r .checksum <<<"$out")
+	is "$checksum" "$(outside checksum 1 $((-1)) 3)" checksum
+	run 0 space access "${space[@]}" 0x10ff0 --words 3
+	matches '0x00000000010ff0  0x0000000000000001 0xffffffffffffffff 0x0000000000000003' \
+		"read     3 words, checksum $checksum"
+
+	# From a page that may be written to one that may not, and to none.
+	run 1 space access "${space[@]}" 0x11ff8 --write 7 8
+	[[ $out == 'written  1 word, '*"fault    page fault by a write at 0x12000: the page doesn't allow it" ]] ||
+		fail "$out"
+	run 1 --json space access "${space[@]}" 0x12ff0 --words 9
+	json '.accessed == 2 and (.words | length) == 2'
+	json '.fault == {address: 77824, protection: false, write: false}'
+	run 1 space access "${space[@]}" 0x10001
+	complains 'hint: the address has to be a multiple of 8'
+	audit
+}
+
+live_changes_while_a_process_writes() {
+	local before frames rounds change
+
+	python "
+words_of_page = PAGE // 8
+nr_pages = 512
+fd = os.open('/dev/p2m', os.O_RDWR)
+create(fd, 0, 2 * nr_pages)
+memory = mmap.mmap(fd, 2 * nr_pages * PAGE)
+for page in range(2 * nr_pages):
+    struct.pack_into('=QQ', memory, page * PAGE, page, 0)
+    struct.pack_into('=Q', memory, page * PAGE + PAGE - 8, ~page % 2**64)
+words = memoryview(memory).cast('Q')
+print('{}', flush=True)
+rounds = 0
+# The upper half of the pages stays as it is.
+while not os.path.exists('$tmp/stop'):
+    for page in range(nr_pages):
+        start = page * words_of_page
+        found = words[start], words[start + 1], words[start + words_of_page - 1]
+        assert found == (page, rounds, ~page % 2**64), f'page {page}: {found}'
+        words[start + 1] = rounds + 1
+    rounds += 1
+with open('$tmp/rounds.new', 'w') as file:
+    print(rounds, file=file)
+os.rename('$tmp/rounds.new', '$tmp/rounds')
+"
+	before=$(outside digest "$pid" "$fd" 512 512)
+	for change in move 'move --policy scatter' 'contig 0..0x200' 'exchange 0..0x200 0x200' \
+		'move --policy scatter --seed 9' 'contig 0x100..0x300' 'exchange 0x80..0x100 0x100'; do
+		frames=$(pagemap_mfns)
+		# shellcheck disable=SC2086
+		run 0 $change "${domain[@]}"
+		audit
+		[[ $frames != "$(pagemap_mfns)" ]] || fail "$change: changed nothing"
+		is "$(outside digest "$pid" "$fd" 512 512)" "$before" "contents after $change"
+	done
+	run 0 --json map "${domain[@]}"
+	frames=$(jq '[.runs[] | .mfn + .nr_pages] | max' <<<"$out")
+	run 0 --json evacuate "${domain[@]}" "$((frames / 2))..$frames"
+	json '.left == 0 and .busy == 0'
+	audit
+	is "$(outside digest "$pid" "$fd" 512 512)" "$before" 'contents after evacuate'
+	run 0 check "${domain[@]}"
+
+	: >"$tmp/stop"
+	for ((i = 0; i < 300; i++)); do
+		[[ ! -e $tmp/rounds ]] || break
+		kill -0 "$pid" || fail "the writer has ended: $(<"$tmp/hold")"
+		sleep 0.1
+	done
+	rounds=$(<"$tmp/rounds")
+	((rounds > 1)) || fail "only $rounds rounds of writing"
+}
+
+# The machine frames of $pid, as the module has them.
+pagemap_mfns() {
+	run 0 --json map --pages "${domain[@]}"
+	jq -c '[.pages[].mfn]' <<<"$out"
+}
+
+release_and_populate() {
+	hold 2M --policy scatter
+	run 0 release "${domain[@]}" 0x10..0x50
+	matches 'release  64 pages' 'domain   448 of 512 pages have a frame'
+	run 0 --json map "${domain[@]}" 0x10..0x51
+	json '[.runs[] | [.pfn, .nr_pages, .type]] == [[16, 64, "invalid"], [80, 1, "frame"]]'
+	run 0 --json stat "${domain[@]}"
+	json '.pages == 512 and .frames == 448'
+	# What isn't there is passed over.
+	run 0 --json release "${domain[@]}" 0..0x50
+	json '. == {operation: "release", pages: 16, busy: 0, frames: 432, of: 512}'
+	audit
+	run 0 populate "${domain[@]}" 0x20..0x28
+	matches 'populate 8 pages' 'domain   440 of 512 pages have a frame'
+	run 0 --json populate "${domain[@]}"
+	json '.pages == 72 and .frames == 512'
+	run 0 --json map "${domain[@]}"
+	json 'all(.runs[]; .nr_pages == 1 and .type == "frame")'
+	# Pages come back empty, the others are what they were.
+	is "$(outside words "$pid" "$fd" 79 0 1)" 0 'first word of a new page'
+	[[ $(outside words "$pid" "$fd" 80 0 1) != 0 ]] || fail 'a page lost its contents'
+	audit
+}
+
+release_says_what_is_wrong() {
+	hold 4M
+	space
+	run 0 space map "${space[@]}" 0x1000 1..4
+	for range in 3 0x300 0..0x400; do
+		run 1 release "${domain[@]}" "$range"
+		complains 'hint: a space maps a page of it or has its tables there'
+		is "$out" '' 'standard output'
+	done
+	for command in 'release 0x400' 'populate 0x400' 'release 0x10000000..0x10000010'; do
+		# shellcheck disable=SC2086
+		run 1 $command "${domain[@]}"
+		complains 'hint: a PFN of the range is in no region'
+	done
+	run 0 --json stat "${domain[@]}"
+	json '.frames == 1024'
+	# What was done by then is told.
+	run 1 release "${domain[@]}" 0x380..0x401
+	complains 'cannot release the pages any further than 128 of them: No such file'
+	matches 'release  128 pages' 'domain   896 of 1024 pages have a frame'
+}
+
+move_gives_other_frames() {
+	local before digest
+
+	hold 4M --policy contiguous
+	before=$(pagemap_mfns) digest=$(outside digest "$pid" "$fd" 0 1024)
+	run 0 move "${domain[@]}" --policy scatter --seed 3
+	matches 'move     1024 pages' \
+		'before   1 run, longest 1024 pages, MFN 0x[0-9a-f]+\.\.0x[0-9a-f]+' \
+		'after    1024 runs, longest 1 page, MFN 0x[0-9a-f]+\.\.0x[0-9a-f]+'
+	jq -en --argjson a "$before" --argjson b "$(pagemap_mfns)" \
+		'[$a, $b] | transpose | all(.[0] != .[1])' >/dev/null || fail 'a page stayed'
+	is "$(outside digest "$pid" "$fd" 0 1024)" "$digest" contents
+	before=$(pagemap_mfns)
+	run 0 --json move "${domain[@]}" 7
+	json '.operation == "move" and .pages == 1 and .busy == 0 and .after.runs == 1'
+	jq -en --argjson a "$before" --argjson b "$(pagemap_mfns)" \
+		'[range(1024) | select($a[.] != $b[.])] == [7]' >/dev/null || fail 'others moved'
+	# Where nothing is, nothing moves.
+	run 0 --json move "${domain[@]}" 0x10000..0x20000
+	json '.pages == 0'
+	audit
+}
+
+move_leaves_pinned_pages_alone() {
+	python '
+fd = os.open("/dev/p2m", os.O_RDWR)
+create(fd, 0, 16)
+memory = mmap.mmap(fd, 16 * PAGE)
+memory.write(b"x" * 16 * PAGE)
+class iovec(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("len", ctypes.c_size_t)]
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+pipe = os.pipe()
+vector = iovec(address + 5 * PAGE, PAGE)
+assert ctypes.CDLL(None).vmsplice(pipe[1], ctypes.byref(vector), 1, 0) == PAGE
+'
+	run 0 --json audit "${domain[@]}"
+	json '.ok and .pinned == 1 and .frames == 16'
+	run 1 move "${domain[@]}"
+	[[ $out == 'move     15 pages, 1 page left alone as somebody has pinned them: FAILED'* ]] ||
+		fail "$out"
+	run 1 --json exchange "${domain[@]}" 4..6 8
+	json '.pages == 1 and .busy == 1'
+	run 1 contig "${domain[@]}" 4..8
+	complains 'because of PFN 0x5'
+	complains "hint: somebody else uses the page, or it's a table of a space"
+	run 1 space create "${domain[@]}" --pool 5..6
+	complains 'hint: somebody else uses a page of the pool'
+	audit
+}
+
+evacuate_leaves_nothing() {
+	local start end middle
+
+	hold 8M
+	run 0 --json map "${domain[@]}"
+	start=$(jq '[.runs[].mfn] | min' <<<"$out")
+	end=$(jq '[.runs[] | .mfn + .nr_pages] | max' <<<"$out")
+	middle=$(((start + end) / 2))
+	inside="[.runs[] | range(.mfn; .mfn + .nr_pages) | select(. >= $start and . < $middle)] | length"
+	number=$(jq "$inside" <<<"$out")
+	((number > 0)) || fail 'nothing to evacuate'
+	run 0 evacuate "${domain[@]}" "$start..$middle" --keep-out
+	matches "evacuate $number pages? out of MFN 0x[0-9a-f]+\.\.0x[0-9a-f]+" \
+		'left     0 pages of the domain'
+	run 0 --json check "${domain[@]}"
+	# It is kept out of, whatever comes.
+	run 0 move "${domain[@]}" --policy scatter
+	run 0 move "${domain[@]}"
+	run 0 --json map "${domain[@]}"
+	json "($inside) == 0"
+	run 0 evacuate "${domain[@]}" "$start..$middle" --readmit
+	matches 'readmit  MFN 0x[0-9a-f]+\.\.0x[0-9a-f]+' 'left     0 pages of the domain'
+	audit
+}
+
+evacuate_says_what_is_wrong() {
+	hold 64K
+	run 1 evacuate "${domain[@]}" 0..0x100 --readmit
+	complains "hint: the domain doesn't keep out of exactly this range"
+	run 1 evacuate "${domain[@]}" 0..0xffffffffffffffff
+	complains 'hint: the range ends beyond the last possible MFN'
+	for ((i = 0; i < 16; i++)); do
+		run 0 evacuate "${domain[@]}" "$i" --keep-out
+	done
+	run 1 evacuate "${domain[@]}" 99 --keep-out
+	complains 'hint: the domain keeps out of as many ranges as it can: readmit one'
+}
+
+contig_is_one_run() {
+	local digest
+
+	hold 4M --policy scatter
+	digest=$(outside digest "$pid" "$fd" 0 1024)
+	run 0 contig "${domain[@]}" 0x80..0x100
+	matches 'contig   128 pages' \
+		'before   128 runs, longest 1 page, MFN 0x[0-9a-f]+\.\.0x[0-9a-f]+' \
+		'after    1 run, longest 128 pages, MFN 0x[0-9a-f]+\.\.0x[0-9a-f]+'
+	run 0 --json map "${domain[@]}" 0x80..0x100
+	json '(.runs | length) == 1 and .runs[0].mfn % 128 == 0'
+	run 0 --json contig "${domain[@]}" 0..0x100 --address-bits 30
+	json '.operation == "contig" and .pages == 256 and .after.end_mfn <= 262144'
+	is "$(outside digest "$pid" "$fd" 0 1024)" "$digest" contents
+	audit
+}
+
+contig_says_what_is_wrong() {
+	local before
+
+	hold 4M --policy scatter
+	before=$(pagemap_mfns)
+	run 1 contig "${domain[@]}" 0..3
+	complains 'hint: the number of pages has to be a power of two'
+	run 1 contig "${domain[@]}" 0..0x100 --address-bits 13
+	complains 'hint: there is no such run of free frames'
+	space
+	run 1 contig "${domain[@]}" 0x200..0x400
+	complains 'because of PFN 0x300'
+	complains "it's a table of a space"
+	is "$(pagemap_mfns)" "$before" frames
+	run 0 release "${domain[@]}" 0x17
+	before=$(pagemap_mfns)
+	run 1 contig "${domain[@]}" 0..0x100
+	complains 'because of PFN 0x17'
+	complains "hint: a page of the range isn't populated"
+	is "$(pagemap_mfns)" "$before" frames
+}
+
+exchange_swaps_frames() {
+	local before digest
+
+	hold 4M --policy scatter
+	before=$(pagemap_mfns) digest=$(outside digest "$pid" "$fd" 0 1024)
+	run 0 exchange "${domain[@]}" 0..0x180 0x200
+	matches 'exchange 384 pairs' 'before   .*' 'after    .*'
+	jq -en --argjson a "$before" --argjson b "$(pagemap_mfns)" \
+		'$b == $a[512:896] + $a[384:512] + $a[:384] + $a[896:]' >/dev/null || fail 'not swapped'
+	is "$(outside digest "$pid" "$fd" 0 1024)" "$digest" contents
+	run 1 exchange "${domain[@]}" 0..4 3
+	complains 'hint: the ranges have a page in common'
+	run 0 release "${domain[@]}" 0x3ff
+	run 1 exchange "${domain[@]}" 0..4 0x3fc
+	complains "hint: a page of the range isn't populated"
+	audit
+}
+
+audit_reads_at_a_glance() {
+	hold 1M
+	run 0 audit "${domain[@]}"
+	matches 'audit    256 frames, 0 of them pinned by somebody else' \
+		"         0 PFNs whose frame isn't theirs by the M2P: ok" \
+		"         0 frames whose PFN isn't theirs by the P2M: ok" \
+		'         0 pages in no region: ok' \
+		'         0 frames with too few references: ok' \
+		'         0 entries of spaces with an unknown frame: ok' \
+		'         0 wrong counts of frames: ok'
+	run 0 --json audit "${domain[@]}"
+	json '(keys_unsorted | join(" ")) == "ok frames pinned p2m_bad m2p_bad orphans " +
+		"refs_bad spaces_bad count_bad first_pfn first_mfn"'
+	json '.frames == 256 and .first_pfn == null and .first_mfn == null'
+}
+
+plot_in_the_terminal() {
+	hold 1M --policy contiguous
+	run 0 plot "${domain[@]}"
+	mapfile -t lines <<<"$out"
+	is "${#lines[@]}" 23 'number of lines'
+	[[ ${lines[0]} =~ ^MFN\ 0x[0-9a-f]+\ ┤ && ${lines[20]} =~ ^MFN\ 0x[0-9a-f]+\ ┤ &&
+		${lines[22]} =~ ^\ +PFN\ 0x0\ +0xff$ ]] || fail "$out"
+	# One run is a line from one corner to the other: there's nothing above or below.
+	[[ ${lines[0]} != *⠀ && ${lines[20]} != *┤⠀* && ${lines[0]} == *┤⠀* ]] || fail "$out"
+	run 0 --json plot "${domain[@]}"
+	json '.start_pfn == 0 and .end_pfn == 256 and .file == null and (.runs | length) == 1'
+	json '.end_mfn - .start_mfn == 256 and .runs[0].mfn == .start_mfn'
+	run 0 plot "${domain[@]}" 0x10..0x20
+	[[ $out == *'PFN 0x10 '*' 0x1f' ]] || fail "$out"
+}
+
+plot_into_a_file() {
+	hold 1M --policy contiguous
+	run 0 plot "${domain[@]}" --out "$tmp/plot.png"
+	matches "plot     1 run in $tmp/plot.png"
+	python3 - "$tmp/plot.png" <<-'END' || fail 'not the picture that was wanted'
+		import struct, sys, zlib
+
+		data = open(sys.argv[1], "rb").read()
+		assert data[:8] == b"\x89PNG\r\n\x1a\n"
+		chunks, offset = [], 8
+		while offset < len(data):
+		    size, kind = struct.unpack_from(">I4s", data, offset)
+		    body = data[offset + 8:offset + 8 + size]
+		    check, = struct.unpack_from(">I", data, offset + 8 + size)
+		    assert check == zlib.crc32(kind + body)
+		    chunks.append((kind, body))
+		    offset += 12 + size
+		assert chunks[0][0] == b"IHDR" and chunks[-1][0] == b"IEND"
+		width, height, depth, color = struct.unpack_from(">IIBB", chunks[0][1])
+		assert (width, height, depth, color) == (1200, 800, 8, 2)
+		pixels = zlib.decompress(b"".join(body for kind, body in chunks if kind == b"IDAT"))
+		assert len(pixels) == height * (1 + 3 * width)
+	END
+	run 0 --json plot "${domain[@]}" --out "$tmp/plot.png"
+	json '.file | endswith("/plot.png")'
+	run 1 plot "${domain[@]}" --out /nonexistent/plot.png
+	complains 'cannot write /nonexistent/plot.png'
+}
+
+plot_of_nothing_fails() {
+	python 'fd = os.open("/dev/p2m", os.O_RDWR)'
+	run 1 plot "${domain[@]}"
+	complains 'there is no page with a frame'
+}
+
 # End what the test left running; some of it may have ended already.
 cleanup() {
 	set +e
@@ -600,6 +1428,7 @@ done
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 chmod 755 "$tmp"
+write_outside
 
 echo "TAP version 13"
 echo "1..${#tests[@]}"

@@ -116,6 +116,10 @@ const _: () = {
     assert!(P2M_POLICY_CONTIGUOUS == 2);
     assert!(P2M_REGION_FIXED == 1);
     assert!(P2M_REGION_ON_DEMAND == 2);
+    assert!(P2M_REGION_GUARDED == 4);
+    assert!(P2M_REGION_NODE == 8);
+    assert!(P2M_REGION_RANGE == 16);
+    assert!(P2M_REGION_COLOUR == 32);
     assert!(P2M_TRANSLATE_M2P == 1);
     assert!(P2M_FEATURE_MFN_VISIBLE == 1);
     assert!(P2M_FEATURE_TABLE_MMAP == 2);
@@ -167,13 +171,14 @@ assert_layout! {
         out_policies: 24, out_max_pfn: 32, out_max_mfn: 40, out_max_domain_pages: 48,
         out_max_total_pages: 56, out_max_regions: 64, out_default_policy: 68,
     }
-    p2m_stat: >= 88 {
+    p2m_stat: >= 96 {
         size: 0, flags: 4, out_generation: 8, out_regions: 16, out_pages: 24, out_p2m_tables: 32,
         out_m2p_tables: 40, out_faults: 48, out_fault_pages: 56, out_total_domains: 64,
-        out_total_pages: 72, out_frames: 80,
+        out_total_pages: 72, out_frames: 80, out_guards: 88,
     }
-    p2m_region_create: >= 40 {
+    p2m_region_create: >= 72 {
         size: 0, flags: 4, policy: 8, __reserved: 12, nr_pages: 16, seed: 24, base_pfn: 32,
+        start_mfn: 40, end_mfn: 48, node: 56, divisor: 60, colour: 64, __reserved2: 68,
     }
     p2m_region_destroy: >= 16 { size: 0, flags: 4, base_pfn: 8 }
     p2m_region: == 32 { base_pfn: 0, nr_pages: 8, seed: 16, policy: 24, flags: 28 }

@@ -114,6 +114,8 @@ pub struct Stat {
     pub pages: u64,
     /// Pages that have a machine frame: not those that were released or not touched yet.
     pub frames: u64,
+    /// Machine frames that are guards next to those.
+    pub guards: u64,
     /// Page-sized tables that hold the P2M.
     pub p2m_tables: u64,
     /// Page-sized tables that hold the M2P.
@@ -186,6 +188,7 @@ impl Domain {
             regions: raw.out_regions,
             pages: raw.out_pages,
             frames: raw.out_frames,
+            guards: raw.out_guards,
             p2m_tables: raw.out_p2m_tables,
             m2p_tables: raw.out_m2p_tables,
             faults: raw.out_faults,
@@ -253,7 +256,8 @@ impl Domain {
         let pfns = self.translate_words(mfns, abi::P2M_TRANSLATE_M2P)?;
         Ok(pfns
             .into_iter()
-            .map(|pfn| (pfn != abi::ENTRY_INVALID).then_some(Pfn(pfn)))
+            // Neither what has no PFN nor a guard is at one.
+            .map(|pfn| (pfn < abi::MAX_PFN).then_some(Pfn(pfn)))
             .collect())
     }
 

@@ -134,7 +134,7 @@ pub enum Error {
         source: Errno,
     },
     /// The kernel refused to go on when a part was done.
-    #[error("cannot {operation} any further: {done} pages are done")]
+    #[error("cannot {operation} any further than {done} of them")]
     Halfway {
         /// What was attempted.
         operation: Operation,
@@ -264,7 +264,7 @@ impl Error {
                 "a space maps a page of it or has its tables there: unmap the page, or destroy the \
                  space"
             }
-            (Op::Release | Op::PopulatePages, Errno::NOENT) => {
+            (Op::Release | Op::PopulatePages | Op::Contiguous | Op::Exchange, Errno::NOENT) => {
                 "a PFN of the range is in no region: p2m map shows the regions"
             }
             (Op::SpaceCreate, Errno::NOENT) => {
@@ -295,7 +295,18 @@ impl Error {
                 Op::SpaceMap | Op::SpaceUnmap | Op::SpaceProtect | Op::SpaceRemap | Op::SpaceDump,
                 Errno::INVAL,
             ) => "addresses have to be multiples of the page size",
-            (Op::SpaceAccess, Errno::INVAL) => "the address has to be a multiple of 8",
+            (Op::SpaceAccess, Errno::INVAL) => {
+                "the address has to be a multiple of 8, and a checksum be one of 65536 words at most"
+            }
+            (Op::SpaceAccess, Errno::RANGE) => {
+                "the processor can access addresses of the lower half only, and no more than there \
+                 are with the levels that it uses now"
+            }
+            (Op::SpaceAccess, Errno::UCLEAN) => {
+                "an entry on the way isn't safe for the processor: a page with the flags t, c or p, or \
+                 a table that can be written to"
+            }
+            (Op::SpaceAccess, Errno::IO) => "a machine check: the kernel log says more",
             (Op::SpaceWalk | Op::SpaceAccess | Op::SpaceDump, Errno::OVERFLOW) => {
                 "the address is beyond the space"
             }
@@ -316,7 +327,8 @@ impl Error {
                 "somebody else uses the page, or it's a table of a space"
             }
             (Op::Contiguous, Errno::INVAL) => {
-                "the number of pages has to be a power of two, and at most 2^18"
+                "the number of pages has to be a power of two and at most 2^18, in a region that can \
+                 be contiguous"
             }
             (Op::Exchange, Errno::INVAL) => "the ranges have a page in common",
             (_, Errno::OVERFLOW) => "the range ends beyond the last possible PFN",
@@ -425,7 +437,7 @@ mod tests {
         let error = result.attempt_halfway(Operation::Release, 512);
         let error = error.expect_err("an error");
         assert_eq!((error.done(), error.errno()), (512, Some(Errno::INTR)));
-        let text = "cannot release the pages any further: 512 pages are done";
+        let text = "cannot release the pages any further than 512 of them";
         assert_eq!(error.to_string(), text);
         let error = result.attempt_halfway(Operation::Release, 0);
         assert_eq!(error, result.attempt(Operation::Release));

@@ -41,11 +41,11 @@ pub struct Space<'a> {
 }
 
 /// What came of an access by the processor.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Accessed {
     /// How many words were accessed.
     pub words: u64,
-    /// Their sum, modulo 2^64.
+    /// FNV-1a, 64 bits wide, of their bytes.
     pub checksum: u64,
     /// What ended it early.
     pub fault: Option<Fault>,
@@ -228,71 +228,65 @@ impl<'a> Space<'a> {
 
     /// Has the processor read words from an address on.
     pub fn read(&self, address: Address, words: &mut [u64]) -> Result<Accessed> {
-        self.access_parts(address, words.len(), |address, part| {
+        let mut accessed = self.access_parts(address, words.len(), |address, part| {
             let part = &mut words[part];
             // SAFETY: The buffer points to as many words as there are, which may be written to.
-            unsafe {
-                self.access(
-                    abi::P2M_ACCESS_READ,
-                    address,
-                    part.as_mut_ptr(),
-                    part.len() as u32,
-                )
-            }
-        })
+            unsafe { self.access(abi::P2M_ACCESS_READ, address, part.as_mut_ptr(), part.len()) }
+        })?;
+        accessed.checksum = checksum(words.iter().take(accessed.words as usize));
+        Ok(accessed)
     }
 
     /// Has the processor write words from an address on.
     pub fn write(&self, address: Address, words: &[u64]) -> Result<Accessed> {
-        self.access_parts(address, words.len(), |address, part| {
+        let mut accessed = self.access_parts(address, words.len(), |address, part| {
             let part = &words[part];
+            let buffer = part.as_ptr().cast_mut();
             // SAFETY: The buffer points to as many words as there are, and is only read.
-            unsafe {
-                self.access(
-                    abi::P2M_ACCESS_WRITE,
-                    address,
-                    part.as_ptr().cast_mut(),
-                    part.len() as u32,
-                )
-            }
-        })
+            unsafe { self.access(abi::P2M_ACCESS_WRITE, address, buffer, part.len()) }
+        })?;
+        accessed.checksum = checksum(words.iter().take(accessed.words as usize));
+        Ok(accessed)
     }
 
-    /// Has the processor read words from an address on, only for their sum.
+    /// Has the processor read words from an address on, only for their checksum. At most
+    /// [`MAX_WORDS`](Self::MAX_WORDS) have one.
     pub fn checksum(&self, address: Address, nr_words: usize) -> Result<Accessed> {
-        self.access_parts(address, nr_words, |address, part| {
-            // SAFETY: The buffer isn't used.
-            unsafe {
-                self.access(
-                    abi::P2M_ACCESS_CHECKSUM,
-                    address,
-                    core::ptr::null_mut(),
-                    part.len() as u32,
-                )
+        let access = || {
+            if nr_words > Self::MAX_WORDS {
+                return Err(Errno::INVAL);
             }
-        })
+            let op = abi::P2M_ACCESS_CHECKSUM;
+            // SAFETY: The buffer isn't used.
+            unsafe { self.access(op, address, core::ptr::null_mut(), nr_words) }
+        };
+        access().attempt(Operation::SpaceAccess)
     }
 
-    /// Accesses as many words at once as can be, until all are or there is a fault.
+    /// How many words the processor accesses at once.
+    pub const MAX_WORDS: usize = abi::P2M_MAX_ACCESS_WORDS as usize;
+
+    /// Accesses as many words at once as can be, until all are or there is a fault. The checksum is
+    /// that of the last part.
     fn access_parts(
         &self,
         address: Address,
         nr_words: usize,
         mut access: impl FnMut(Address, Range<usize>) -> io::Result<Accessed>,
     ) -> Result<Accessed> {
-        let mut total = Accessed::default();
-        for start in (0..nr_words).step_by(abi::P2M_MAX_ACCESS_WORDS as usize) {
-            let end = nr_words.min(start + abi::P2M_MAX_ACCESS_WORDS as usize);
-            let address = Address(address.0.wrapping_add(8 * start as u64));
+        let mut words = 0;
+        let mut start = 0;
+        loop {
+            let end = nr_words.min(start + Self::MAX_WORDS);
+            let offset = (start * size_of::<u64>()) as u64;
+            let address = Address(address.0.wrapping_add(offset));
             let part = access(address, start..end).attempt(Operation::SpaceAccess)?;
-            total.words += part.words;
-            total.checksum = total.checksum.wrapping_add(part.checksum);
-            total.fault = part.fault;
-            if total.fault.is_some() {
-                break;
+            words += part.words;
+            if end == nr_words || part.fault.is_some() {
+                return Ok(Accessed { words, ..part });
             }
+            start = end;
         }
-        Ok(total)
     }
 
     /// Has the processor access words.
@@ -305,14 +299,14 @@ impl<'a> Space<'a> {
         op: u32,
         address: Address,
         buffer: *mut u64,
-        nr_words: u32,
+        nr_words: usize,
     ) -> io::Result<Accessed> {
         let mut raw = abi::p2m_space_access::new();
         raw.space = self.id.0;
         raw.op = op;
         raw.address = address.0;
         raw.buffer = buffer as u64;
-        raw.nr_words = nr_words;
+        raw.nr_words = nr_words as u32;
         // SAFETY: By the safety requirements of this function.
         unsafe { raw.call(self.domain.as_fd()) }?;
         let has = |bit| raw.out_fault & bit != 0;
@@ -326,6 +320,16 @@ impl<'a> Space<'a> {
             }),
         })
     }
+}
+
+/// Returns FNV-1a of the bytes of words, as the module does.
+fn checksum<'a>(words: impl IntoIterator<Item = &'a u64>) -> u64 {
+    const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0100_0000_01b3;
+    let bytes = words.into_iter().flat_map(|word| word.to_le_bytes());
+    bytes.fold(BASIS, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(PRIME)
+    })
 }
 
 /// Returns the flags to ask for: a leaf is present anyway, and the kernel takes no other bits.
@@ -416,7 +420,7 @@ mod tests {
     fn accesses_go_on_until_a_fault() {
         let domain = crate::domain::tests::fake(&[]);
         let space = domain.space_by_id(SpaceId(1));
-        let most = abi::P2M_MAX_ACCESS_WORDS as usize;
+        let most = Space::MAX_WORDS;
         let fault = Some(Fault {
             address: Address(0x99),
             protection: false,
@@ -425,23 +429,42 @@ mod tests {
         // A fault in the part of this number.
         for (faulting, words) in [(0, 5), (1, most + 5), (9, 2 * most + 3)] {
             let mut next = Address(0x1000);
-            let mut part = 0;
+            let mut parts = 0;
             let total = space.access_parts(next, 2 * most + 3, |address, range| {
                 assert_eq!(address, next);
                 next.0 += 8 * range.len() as u64;
-                part += 1;
-                let is_faulting = part == faulting + 1;
+                let is_faulting = parts == faulting;
+                parts += 1;
                 Ok(Accessed {
                     words: if is_faulting { 5 } else { range.len() as u64 },
-                    checksum: u64::MAX,
+                    checksum: 0,
                     fault: fault.filter(|_| is_faulting),
                 })
             });
             let total = total.expect("no errors here");
             assert_eq!(total.words, words as u64);
             assert_eq!(total.fault.is_some(), faulting < 3);
-            assert_eq!(total.checksum, 0u64.wrapping_sub(part));
         }
+    }
+
+    #[test]
+    fn checksums_are_those_that_everybody_has() {
+        assert_eq!(checksum(&[]), 0xcbf2_9ce4_8422_2325);
+        let word = u64::from_le_bytes(*b"chongo w");
+        assert_eq!(checksum(&[word]), 0xd1ed_d10b_5073_44d0);
+        assert_ne!(checksum(&[1, 2]), checksum(&[2, 1]));
+    }
+
+    #[test]
+    fn a_checksum_of_too_much_is_refused() {
+        let domain = crate::domain::tests::fake(&[]);
+        let space = domain.space_by_id(SpaceId(1));
+        let errno = |nr| {
+            let result = space.checksum(Address(0), nr);
+            result.expect_err("a file").errno()
+        };
+        assert_eq!(errno(Space::MAX_WORDS), Some(Errno::NOTTY));
+        assert_eq!(errno(Space::MAX_WORDS + 1), Some(Errno::INVAL));
     }
 
     #[test]

@@ -337,7 +337,7 @@ pub(crate) struct AccessSpace {
     #[arg(long, value_name = "N", default_value = "1", value_parser = parse_words)]
     pub(crate) words: usize,
 
-    /// Show only the sum of the words.
+    /// Show only the checksum of the words (FNV-1a).
     #[arg(long)]
     pub(crate) checksum: bool,
 

@@ -108,15 +108,20 @@ fn print_stat(out: &mut impl Write, stat: &Stat, page: u64, of_domain: bool) -> 
     // Of a domain that was made just for the question, there's nothing to tell.
     if of_domain {
         let domain = format!(
-            "{}, {} ({}), {} ({}), generation {}",
+            "{}, {} ({}), generation {}",
             Count(stat.regions, "region"),
             Count(stat.pages, "page"),
             bytes(stat.pages),
-            Count(stat.frames, "frame"),
-            bytes(stat.frames),
             stat.generation
         );
         section(out, "domain", [domain])?;
+        let frames = format!(
+            "{} ({}), and {}",
+            Count(stat.frames, "frame"),
+            bytes(stat.frames),
+            Count(stat.guards, "guard")
+        );
+        section(out, "machine", [frames])?;
         let tables = format!(
             "{} for the P2M, {} for the M2P ({})",
             stat.p2m_tables,

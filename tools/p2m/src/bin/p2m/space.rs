@@ -553,7 +553,7 @@ impl AccessReport {
             writeln!(out)?;
         }
         let count = Count(self.accessed, "word");
-        let sum = format!("{count}, sum {}", self.checksum);
+        let sum = format!("{count}, checksum {}", self.checksum);
         section(out, self.label, [sum])?;
         section(out, "fault", self.fault)
     }
@@ -563,6 +563,12 @@ impl AccessReport {
 mod tests {
     use super::*;
     use p2m::Fault;
+
+    const NOTHING_ACCESSED: Accessed = Accessed {
+        words: 0,
+        checksum: 0,
+        fault: None,
+    };
 
     fn step(level: u32, table: (u64, u64), index: u32, raw: u64, val: u64) -> Step {
         Step {
@@ -609,7 +615,7 @@ page   0x0405 -> 0x4f34
         report.page = None;
         report.steps = vec![Row::from(&step(0, (0x67, 0x4d66), 5, 0, 0))];
         report.end = Some("why".to_owned());
-        report.cpu = Some(Cpu::new(&Accessed::default(), 0, None));
+        report.cpu = Some(Cpu::new(&NOTHING_ACCESSED, 0, None));
         assert!(printed(&report).ends_with(
             "  empty\npage   none: why\ncpu    reads nothing, and no page is mapped: ok\n"
         ));
@@ -656,7 +662,7 @@ page   0x0405 -> 0x4f34
     fn the_processor_must_find_what_the_domain_has() {
         let one = Accessed {
             words: 1,
-            ..Accessed::default()
+            ..NOTHING_ACCESSED
         };
         assert!(Cpu::new(&one, 7, Some(7)).ok);
         assert!(!Cpu::new(&one, 7, Some(8)).ok);
@@ -668,7 +674,7 @@ page   0x0405 -> 0x4f34
                 protection: false,
                 write: false,
             }),
-            ..Accessed::default()
+            ..NOTHING_ACCESSED
         };
         let cpu = Cpu::new(&none, 0, None);
         assert!(cpu.ok);
@@ -738,7 +744,7 @@ page   0x0405 -> 0x4f34
         assert_eq!(lines.len(), 3);
         assert_eq!(lines[0].split_whitespace().count(), 5);
         assert_eq!(lines[1], "0x00000000001020  0x0000000000000005");
-        assert_eq!(lines[2], "read     5 words, sum 0x000000000000000f");
+        assert_eq!(lines[2], "read     5 words, checksum 0x000000000000000f");
     }
 
     #[test]
