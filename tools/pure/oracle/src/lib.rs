@@ -107,9 +107,9 @@ mod tests {
         memory.insert(1, table(&[(0, 0x2003)]));
         memory.insert(2, table(&[(0, 0x3003), (1, 0x4000_0083)]));
         memory.insert(3, table(&[(0, 0x4003), (1, 0x20_1083)]));
-        memory.insert(4, table(&[(0, 0x9000 | 1 << 63 | 1), (1, 0x9000)]));
+        memory.insert(4, table(&[(0, 0x9000 | (1 << 63) | 1), (1, 0x9000)]));
         for (address, expected) in [
-            (0x123, Some((0x9123, 1 << 12, 1 << 63 | 1))),
+            (0x123, Some((0x9123, 1 << 12, (1 << 63) | 1))),
             (0x1123, None),
             (0x20_1234, Some((0x20_1234, 1 << 21, 0x83))),
             (0x4000_1234, Some((0x4000_1234, 1 << 30, 0x83))),

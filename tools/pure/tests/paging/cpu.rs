@@ -89,7 +89,7 @@ impl Raw {
     }
 
     pub(crate) fn frame(&self) -> u64 {
-        (self.word & ADDRESS) >> 12 & !(self.nr_pages() - 1)
+        ((self.word & ADDRESS) >> 12) & !(self.nr_pages() - 1)
     }
 
     /// Returns the flags as level 0 would have them, without the present bit.
@@ -98,7 +98,7 @@ impl Raw {
         match self.level {
             0 => flags,
             // Bit 12 is the one that bit 7 is at level 0.
-            _ => flags & !LARGE | (self.word >> 5 & LARGE),
+            _ => flags & !LARGE | ((self.word >> 5) & LARGE),
         }
     }
 }
@@ -168,7 +168,7 @@ impl Cpu {
             .or(self.top())?;
         loop {
             let table = memory(node.mfn);
-            let index = page >> (9 * node.level) & 511;
+            let index = (page >> (9 * node.level)) & 511;
             let word = table.load(index);
             let next = step(node, page, word)?;
             let may_write = next.rights() & WRITE != 0;
@@ -212,7 +212,7 @@ impl Cpu {
     pub(crate) fn translate(&self, memory: &Memory<'_>, page: u64) -> Option<Translation> {
         let mut node = self.top()?;
         loop {
-            let word = memory(node.mfn).load(page >> (9 * node.level) & 511);
+            let word = memory(node.mfn).load((page >> (9 * node.level)) & 511);
             match step(node, page, word)? {
                 Next::Table(child) => node = child,
                 Next::Leaf(leaf) => return Some(leaf),
@@ -307,7 +307,7 @@ fn step(node: Node, page: u64, word: u64) -> Option<Next> {
     Some(Next::Leaf(Translation {
         start: page & !(nr_pages - 1),
         nr_pages,
-        mfn: (word & ADDRESS) >> 12 & !(nr_pages - 1),
+        mfn: ((word & ADDRESS) >> 12) & !(nr_pages - 1),
         rights,
         is_dirty: word & DIRTY != 0,
     }))

@@ -72,16 +72,19 @@ const OTHERS: [u64; 10] = [
     bits::DIRTY,
     bits::GLOBAL,
     // For the system: software bits, soft dirty, and the protection key.
-    1 << 9 | 1 << 11,
+    (1 << 9) | (1 << 11),
     1 << 58,
-    1 << 59 | 1 << 62,
+    (1 << 59) | (1 << 62),
     bits::NX,
 ];
 
 /// All combinations of these bits.
 fn subsets(bits: &[u64]) -> impl Iterator<Item = u64> + '_ {
     (0..1u64 << bits.len()).map(|set| {
-        let chosen = bits.iter().enumerate().filter(|(at, _)| set >> at & 1 != 0);
+        let chosen = bits
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| (set >> at) & 1 != 0);
         chosen.fold(0, |all, (_, bit)| all | bit)
     })
 }
@@ -116,17 +119,17 @@ fn case_1_a_present_entry_makes_the_round_trip(backend: &Backend) {
         }
         for flags in subsets(&flags(level, leaf)) {
             let flags = flags | leaf | bits::PRESENT;
-            let raw = backend.ops.make(&*sim, level, pfn << 12 | flags);
-            assert_eq!(raw, mfn << 12 | flags, "level {level}, {pfn:#x}");
-            assert_eq!(backend.ops.val(&*sim, level, raw), pfn << 12 | flags);
+            let raw = backend.ops.make(&*sim, level, (pfn << 12) | flags);
+            assert_eq!(raw, (mfn << 12) | flags, "level {level}, {pfn:#x}");
+            assert_eq!(backend.ops.val(&*sim, level, raw), (pfn << 12) | flags);
         }
     }
 }
 
 fn case_2_what_is_not_present_passes(backend: &Backend) {
     let sim = backend.world();
-    let swap = |offset: u64| !offset << 9 & !(bits::PRESENT | bits::GLOBAL);
-    let off = |pfn: u64| pfn << 12 | bits::GLOBAL | bits::USER;
+    let swap = |offset: u64| (!offset << 9) & !(bits::PRESENT | bits::GLOBAL);
+    let off = |pfn: u64| (pfn << 12) | bits::GLOBAL | bits::USER;
     for level in 0..MAX_LEVELS {
         for val in [
             0,
@@ -135,7 +138,7 @@ fn case_2_what_is_not_present_passes(backend: &Backend) {
             off(at::SCATTERED),
             off(!at::SCATTERED & ((1 << 40) - 1)),
             off(at::HOLE),
-            aligned(level) << 12 | bits::PSE | bits::PAT_LARGE,
+            (aligned(level) << 12) | bits::PSE | bits::PAT_LARGE,
             !bits::PRESENT,
         ] {
             assert_eq!(backend.ops.make(&*sim, level, val), val, "level {level}");
@@ -146,7 +149,7 @@ fn case_2_what_is_not_present_passes(backend: &Backend) {
 
 fn case_2_a_page_can_be_backed_anew_while_its_entry_is_off(backend: &Backend) {
     let sim = backend.world();
-    let val = at::SCATTERED << 12 | bits::PRESENT | bits::RW | bits::NX;
+    let val = (at::SCATTERED << 12) | bits::PRESENT | bits::RW | bits::NX;
     let before = backend.ops.make(&*sim, 0, val);
     // As `mprotect(PROT_NONE)` and back.
     let val = backend.ops.val(&*sim, 0, before);
@@ -157,7 +160,7 @@ fn case_2_a_page_can_be_backed_anew_while_its_entry_is_off(backend: &Backend) {
     let val = backend.ops.val(&*sim, 0, off) & !bits::GLOBAL | bits::PRESENT;
     let after = backend.ops.make(&*sim, 0, val);
     let mfn = backend.mfn(&sim, at::SCATTERED).unwrap();
-    assert_eq!(after, mfn << 12 | before & !bits::FRAME);
+    assert_eq!(after, (mfn << 12) | before & !bits::FRAME);
     assert_eq!(backend.translates(), mfn == FRESH);
 }
 
@@ -171,7 +174,7 @@ fn case_3_an_unbacked_page_is_not_mapped(backend: &Backend) {
                 sim.set(0, 1, Entry::Invalid);
             }
             for flags in some_flags(level, leaf) {
-                let val = pfn << 12 | flags | leaf | bits::PRESENT;
+                let val = (pfn << 12) | flags | leaf | bits::PRESENT;
                 let raw = backend.ops.make(&*sim, level, val);
                 let expected = match backend.unbacked {
                     Unbacked::Mapped => val,
@@ -184,7 +187,7 @@ fn case_3_an_unbacked_page_is_not_mapped(backend: &Backend) {
         }
     }
     // When it comes to be backed, nothing is lost but the bit, unless all is.
-    let val = at::HOLE << 12 | bits::PRESENT | bits::RW;
+    let val = (at::HOLE << 12) | bits::PRESENT | bits::RW;
     let raw = backend.ops.make(&*sim, 0, val);
     sim.set(at::HOLE, 1, Entry::Present(Mfn::new(FRESH).unwrap()));
     let again = backend
@@ -193,7 +196,7 @@ fn case_3_an_unbacked_page_is_not_mapped(backend: &Backend) {
     match backend.unbacked {
         Unbacked::Mapped => assert_eq!(again, val),
         Unbacked::Empty => assert_ne!(again >> 12, FRESH),
-        Unbacked::Absent => assert_eq!(again, FRESH << 12 | bits::PRESENT | bits::RW),
+        Unbacked::Absent => assert_eq!(again, (FRESH << 12) | bits::PRESENT | bits::RW),
     }
 }
 
@@ -217,7 +220,7 @@ fn case_4_an_unknown_frame_is_not_present(backend: &Backend) {
                     }
                     for flags in some_flags(level, leaf) {
                         let flags = flags | leaf;
-                        let raw = mfn << 12 | flags | bits::PRESENT;
+                        let raw = (mfn << 12) | flags | bits::PRESENT;
                         let expected = if backend.translates() { flags } else { raw };
                         assert_eq!(backend.ops.val(&*sim, level, raw), expected);
                     }
@@ -236,10 +239,10 @@ fn case_5_a_frame_of_somebody_else_has_no_pfn(backend: &Backend) {
         (1, at::FOREIGN_HIGH),
     ] {
         let flags = bits::PRESENT | bits::RW | if level > 0 { bits::PSE } else { 0 };
-        let val = pfn << 12 | flags;
+        let val = (pfn << 12) | flags;
         let raw = backend.ops.make(&*sim, level, val);
         let mfn = backend.mfn(&sim, pfn).unwrap();
-        assert_eq!(raw, mfn << 12 | flags);
+        assert_eq!(raw, (mfn << 12) | flags);
         if backend.translates() {
             // Xen's rule would be an identity for a frame beyond its table.
             for is_forged in [false, true] {
@@ -255,7 +258,7 @@ fn case_5_a_frame_of_somebody_else_has_no_pfn(backend: &Backend) {
 
 fn case_5_an_identity_is_itself(backend: &Backend) {
     let sim = backend.world();
-    let val = at::IDENTITY << 12 | bits::PRESENT;
+    let val = (at::IDENTITY << 12) | bits::PRESENT;
     assert_eq!(backend.ops.make(&*sim, 0, val), val);
     assert_eq!(backend.ops.val(&*sim, 0, val), val);
     if backend.translates() {
@@ -272,7 +275,7 @@ fn case_5_an_identity_is_itself(backend: &Backend) {
         sim.set(at::HOLE, 1, Entry::Present(frame));
         assert_eq!(
             backend.ops.val(&*sim, 0, val),
-            at::HOLE << 12 | bits::PRESENT
+            (at::HOLE << 12) | bits::PRESENT
         );
     }
 }
@@ -296,7 +299,7 @@ fn case_7_any_number_is_a_question(backend: &Backend) {
             !bits::FRAME,
             !bits::FRAME & !bits::PSE,
         ]
-        .map(|flags| number << 12 | flags | bits::PRESENT)
+        .map(|flags| (number << 12) | flags | bits::PRESENT)
     });
     for word in words.chain([u64::MAX, bits::PRESENT, i64::MAX as u64]) {
         for level in 0..MAX_LEVELS {
@@ -304,7 +307,7 @@ fn case_7_any_number_is_a_question(backend: &Backend) {
         }
     }
     // Beyond the space there is nothing, while with Xen there are identities.
-    let val = Pfn::LIMIT << 12 | bits::PRESENT;
+    let val = (Pfn::LIMIT << 12) | bits::PRESENT;
     let expected = match backend.unbacked {
         Unbacked::Mapped => val,
         Unbacked::Empty => 0,
@@ -327,9 +330,9 @@ fn check_word(backend: &Backend, sim: &Sim, level: usize, word: u64) {
     let mask = frame_bits(level, word);
     let raw = backend.ops.make(sim, level, word);
     let mfn = backend.mfn(sim, (word & mask) >> 12);
-    match mfn.filter(|mfn| mfn << 12 & !mask == 0) {
+    match mfn.filter(|mfn| (mfn << 12) & !mask == 0) {
         _ if word & bits::PRESENT == 0 => assert_eq!(raw, word),
-        Some(mfn) => assert_eq!(raw, mfn << 12 | word & !mask),
+        Some(mfn) => assert_eq!(raw, (mfn << 12) | word & !mask),
         None if backend.unbacked == Unbacked::Empty => assert_eq!(raw, 0),
         None => assert_eq!(raw, word & !bits::PRESENT),
     }
@@ -376,7 +379,7 @@ proptest! {
             for level in 0..MAX_LEVELS {
                 for (word, number) in &words {
                     check_word(&backend, &sim, level, *word);
-                    check_word(&backend, &sim, level, word & !bits::FRAME | number << 12);
+                    check_word(&backend, &sim, level, word & !bits::FRAME | (number << 12));
                 }
             }
         }
@@ -412,13 +415,13 @@ fn case_21_each_entry_is_translated(backend: &Backend) {
     sim.adopt(TABLE);
     for level in 0..MAX_LEVELS {
         for index in 0..M2 {
-            let val = (at::SCATTERED + 5 + index) << 12 | bits::PRESENT | bits::RW;
+            let val = ((at::SCATTERED + 5 + index) << 12) | bits::PRESENT | bits::RW;
             let raw = backend.ops.make(&*sim, level, val);
             with_context(&sim, |cx| backend.ops.set(cx, level, slot(index), raw));
         }
         for index in 0..M2 {
             let mfn = backend.mfn(&sim, at::SCATTERED + 5 + index).unwrap();
-            assert_eq!(word(&sim, index), mfn << 12 | bits::PRESENT | bits::RW);
+            assert_eq!(word(&sim, index), (mfn << 12) | bits::PRESENT | bits::RW);
         }
     }
 }
@@ -429,7 +432,7 @@ fn case_21_no_bit_gets_lost_in_between(backend: &Backend) {
         for old in [0, bits::ACCESSED] {
             let sim = backend.world();
             sim.adopt(TABLE);
-            let val = at::SCATTERED << 12 | bits::PRESENT | bits::RW | old;
+            let val = (at::SCATTERED << 12) | bits::PRESENT | bits::RW | old;
             let raw = ops.make(&*sim, 0, val);
             with_context(&sim, |cx| {
                 ops.set_pte(cx, slot(9), Pte(raw));
@@ -459,7 +462,7 @@ fn case_21_no_bit_gets_lost_in_between(backend: &Backend) {
 fn case_21_an_emptied_entry_stays_empty(backend: &Backend) {
     let sim = backend.world();
     sim.adopt(TABLE);
-    let val = at::SCATTERED << 12 | bits::PRESENT | bits::ACCESSED | bits::DIRTY;
+    let val = (at::SCATTERED << 12) | bits::PRESENT | bits::ACCESSED | bits::DIRTY;
     with_context(&sim, |cx| {
         let pte = backend.ops.make_pte(&*sim, val);
         backend.ops.set_pte(cx, slot(0), pte);
@@ -490,7 +493,7 @@ fn flags_obey_their_algebra(backend: &Backend) {
         ]
         .concat();
         for flags in subsets(&varied) {
-            let entry = pfn << 12 | flags | leaf | bits::PRESENT;
+            let entry = (pfn << 12) | flags | leaf | bits::PRESENT;
             let entry = backend.ops.make(&*sim, level, entry);
             let apply = |entry, (set, clear)| change(entry, set, clear);
             assert_eq!(change(entry, 0, 0), entry);
@@ -519,7 +522,7 @@ fn flags_obey_their_algebra(backend: &Backend) {
 fn a_large_leaf_needs_an_aligned_frame(backend: &Backend) {
     let sim = backend.world();
     // The PFN is aligned, the frame isn't.
-    let val = at::MISALIGNED << 12 | bits::PRESENT | bits::PSE | bits::RW;
+    let val = (at::MISALIGNED << 12) | bits::PRESENT | bits::PSE | bits::RW;
     let raw = backend.ops.make(&*sim, 1, val);
     let expected = match backend.unbacked {
         Unbacked::Mapped => val,
@@ -530,7 +533,7 @@ fn a_large_leaf_needs_an_aligned_frame(backend: &Backend) {
     if backend.translates() {
         // The frame is aligned, its PFN isn't.
         sim.set(at::HOLE + 1, 1, Entry::Present(Mfn::new(FRESH).unwrap()));
-        let raw = FRESH << 12 | bits::PRESENT | bits::PSE | bits::RW;
+        let raw = (FRESH << 12) | bits::PRESENT | bits::PSE | bits::RW;
         let expected = bits::PSE | bits::RW;
         assert_eq!(backend.ops.val(&*sim, 1, raw), expected);
     }
@@ -610,15 +613,15 @@ fn the_root_keeps_its_other_bits(backend: &Backend) {
         for top in [0, 1 << 63] {
             for pfn in [at::POOL, at::SCATTERED + 1, at::POOL + 5] {
                 let mfn = backend.mfn(&sim, pfn).unwrap();
-                backend.ops.write_cr3(&*sim, pfn << 12 | pcid | top);
+                backend.ops.write_cr3(&*sim, (pfn << 12) | pcid | top);
                 let loaded = sim.roots.borrow_mut().pop();
-                assert_eq!(loaded, Some(mfn << 12 | pcid | top));
+                assert_eq!(loaded, Some((mfn << 12) | pcid | top));
             }
         }
     }
     // There is no such root.
     for pfn in [at::HOLE, Pfn::LIMIT, (1 << 40) - 1] {
-        backend.ops.write_cr3(&*sim, pfn << 12 | bits::PRESENT);
+        backend.ops.write_cr3(&*sim, (pfn << 12) | bits::PRESENT);
         let loaded = sim.roots.borrow_mut().pop();
         assert_eq!(loaded.is_some(), !backend.translates());
     }

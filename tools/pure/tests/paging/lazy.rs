@@ -215,7 +215,7 @@ fn a_full_queue_loses_nothing(backend: &Backend) {
         let mut rig = Rig::new(backend);
         rig.enable();
         for index in 0..nr_stores {
-            rig.set(0, index, index << 12 | 8);
+            rig.set(0, index, (index << 12) | 8);
         }
         // Those that had no room in the queue any more were made, in order.
         let made: Vec<bool> = (0..nr_stores).map(|at| rig.get(0, at) != 0).collect();
@@ -227,7 +227,7 @@ fn a_full_queue_loses_nothing(backend: &Backend) {
         }
         rig.disable();
         for index in 0..nr_stores {
-            assert_eq!(rig.get(0, index), index << 12 | 8);
+            assert_eq!(rig.get(0, index), (index << 12) | 8);
         }
         assert_eq!(rig.get(0, nr_stores), 0);
     }

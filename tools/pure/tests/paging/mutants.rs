@@ -118,7 +118,7 @@ impl Mutant {
             Flaw::ForgetsPat if val & bits::PRESENT != 0 => {
                 let entry = machine.entry((val & ANY_FRAME) >> 12);
                 let mfn = entry.mfn().map(Mfn::get);
-                mfn.map_or(0, |mfn| mfn << 12 | val & !ANY_FRAME)
+                mfn.map_or(0, |mfn| (mfn << 12) | val & !ANY_FRAME)
             }
             Flaw::ForgetsHighFlags => p2m.make(machine, level, val) & ((1 << 52) - 1),
             Flaw::TranslatesAbsent => {
@@ -144,7 +144,7 @@ impl Mutant {
             Flaw::ForgetsPat if word & bits::PRESENT != 0 => {
                 let mfn = Mfn::new((word & ANY_FRAME) >> 12);
                 match mfn.and_then(|mfn| machine.mfn_to_pfn(mfn)) {
-                    Some(pfn) => pfn.get() << 12 | word & !ANY_FRAME,
+                    Some(pfn) => (pfn.get() << 12) | word & !ANY_FRAME,
                     None => word & !ANY_FRAME & !bits::PRESENT,
                 }
             }
@@ -306,15 +306,15 @@ fn backend(flaw: Flaw) -> Backend {
     }
 }
 
-/// Returns the first law that a backend breaks.
+/// Returns a law that a backend breaks. The last ones are the quickest.
 fn broken(backend: &Backend, laws: &[(&'static str, Law)]) -> Option<&'static str> {
     let is_broken = |law: Law| catch_unwind(AssertUnwindSafe(|| law(backend))).is_err();
-    let broken = laws.iter().find(|(_, law)| is_broken(*law));
+    let broken = laws.iter().rev().find(|(_, law)| is_broken(*law));
     broken.map(|(name, _)| *name)
 }
 
 fn of_hooks() -> Vec<(&'static str, Law)> {
-    [crate::hooks::LAWS, crate::lazy::LAWS].concat()
+    [crate::maps::LAWS, crate::hooks::LAWS, crate::lazy::LAWS].concat()
 }
 
 /// The laws of spaces that are quick, and those that some flaws need.

@@ -492,7 +492,7 @@ impl Rig {
             let leaf = self.space.next_leaf(&*self.sim, page, end);
             let mapping = self.model.get(raw.start).unwrap();
             let val = match mapping.frame {
-                Frame::Own { pfn, mfn } => raw.word ^ (pfn ^ mfn) << 12,
+                Frame::Own { pfn, mfn } => raw.word ^ ((pfn ^ mfn) << 12),
                 Frame::Foreign { mfn } => raw.word & !(mfn << 12) & !bits::PRESENT,
                 Frame::Absent { .. } => raw.word,
             };
@@ -529,7 +529,7 @@ impl Rig {
         for (step, level) in steps.iter().zip((0..self.format().nr_levels).rev()) {
             assert_eq!(step.level, level);
             assert_eq!(step.slot.table, table);
-            assert_eq!(step.slot.index, page >> (9 * level) & 511);
+            assert_eq!(step.slot.index, (page >> (9 * level)) & 511);
             table = Pfn::new((step.val & bits::FRAME) >> 12).unwrap_or(table);
         }
         assert_eq!(steps.len(), self.format().nr_levels - raw.level);
