@@ -3,8 +3,8 @@
 //! Laws of lazy mode: case 22, the contract of `lazy_mmu_mode_enable()` in
 //! `include/linux/pgtable.h`.
 //!
-//! A backend may make all stores at once, as native does, so most laws are about when a store has to
-//! be made at the latest. One that puts stores off has to do it, too: it is the point of it.
+//! A backend may make all stores at once, as native does, so most laws are about when a store has
+//! to be made at the latest. One that puts stores off has to do it, too: it is the point of it.
 
 use p2m_pure::frame::Pfn;
 use p2m_pure::pv::{bits, Context, Lazy, Machine, Pte, Slot, LAZY_BATCH, MAX_LEVELS};

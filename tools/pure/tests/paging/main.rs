@@ -5,8 +5,8 @@
 //! - [`extents`], [`sim`], [`cpu`] and [`world`] are a machine that checks how it is used: frames,
 //!   a P2M over them, a processor that walks tables and remembers what it found, and domains.
 //! - [`hooks`], [`lazy`] and [`maps`] have the laws of the backends.
-//! - [`rig`] is a space with a model of what is in it. [`space`], [`large`], [`exchange`], [`faults`]
-//!   and [`random`] use it.
+//! - [`rig`] is a space with a model of what is in it. [`space`], [`large`], [`exchange`],
+//!   [`faults`] and [`random`] use it.
 //! - [`oracle`] compares with a walker of other people.
 //! - [`mutants`] proves that broken backends are found out.
 //!

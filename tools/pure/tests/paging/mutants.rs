@@ -187,7 +187,9 @@ impl Mutant {
 }
 
 macro_rules! by_level {
-    ($($level:literal $ty:ident $val:ident $make:ident $set:ident $alloc:ident $release:ident;)*) => {$(
+    ($(
+        $level:literal $ty:ident $val:ident $make:ident $set:ident $alloc:ident $release:ident;
+    )*) => {$(
         fn $val(&self, machine: &dyn Machine, entry: $ty) -> u64 {
             self.val(machine, $level, entry.0)
         }
@@ -306,15 +308,18 @@ fn backend(flaw: Flaw) -> Backend {
     }
 }
 
-/// Returns a law that a backend breaks. The last ones are the quickest.
+/// Returns the first law that a backend breaks.
 fn broken(backend: &Backend, laws: &[(&'static str, Law)]) -> Option<&'static str> {
     let is_broken = |law: Law| catch_unwind(AssertUnwindSafe(|| law(backend))).is_err();
-    let broken = laws.iter().rev().find(|(_, law)| is_broken(*law));
+    let broken = laws.iter().find(|(_, law)| is_broken(*law));
     broken.map(|(name, _)| *name)
 }
 
 fn of_hooks() -> Vec<(&'static str, Law)> {
-    [crate::maps::LAWS, crate::hooks::LAWS, crate::lazy::LAWS].concat()
+    let mut laws = [crate::maps::LAWS, crate::hooks::LAWS, crate::lazy::LAWS].concat();
+    // The last ones are the quickest.
+    laws.reverse();
+    laws
 }
 
 /// The laws of spaces that are quick, and those that some flaws need.

@@ -98,7 +98,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
             max_level,
         }),
         4 => (page(), nr_pages()).prop_map(|(start, nr)| Op::Unmap(start, nr)),
-        3 => (page(), nr_pages(), flags()).prop_map(|(start, nr, flags)| Op::Flags(start, nr, flags)),
+        3 => (page(), nr_pages(), flags()).prop_map(|(start, nr, bits)| Op::Flags(start, nr, bits)),
         3 => (page(), nr_pages(), pfn()).prop_map(|(start, nr, pfn)| Op::Frames(start, nr, pfn)),
         6 => (page(), any::<bool>()).prop_map(|(page, is_write)| Op::Touch(page, is_write)),
         1 => (page(), any::<bool>()).prop_map(|(page, is_write)| Op::Race(page, is_write)),
