@@ -19,6 +19,7 @@ use zerocopy::{
     KnownLayout, //
 };
 
+use crate::compat::EOPNOTSUPP;
 use crate::pure::{
     entry,
     frame::{

@@ -9,6 +9,7 @@ use kernel::{
 
 use crate::{
     abi,
+    compat::EOPNOTSUPP,
     cpu,
     domain::{
         self,

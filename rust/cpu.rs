@@ -38,6 +38,10 @@ use kernel::{
 };
 
 use crate::{
+    compat::{
+        EOPNOTSUPP,
+        EUCLEAN, //
+    },
     ffi,
     pure::{
         frame::{

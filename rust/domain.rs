@@ -36,6 +36,11 @@ use kernel::{
 
 use crate::{
     abi,
+    compat::{
+        EDQUOT,
+        EOPNOTSUPP,
+        EUCLEAN, //
+    },
     ffi,
     frames::{
         self,
@@ -100,7 +105,7 @@ pub(crate) fn nr_domains() -> u64 {
 
 /// Returns the most pages that one domain may have.
 pub(crate) fn max_pages() -> u64 {
-    match *crate::module_parameters::max_domain_pages.value_ref() {
+    match crate::module_parameters::max_domain_pages.value() {
         0 => frames::max_total(),
         limit => limit,
     }
@@ -678,12 +683,12 @@ pub(crate) fn check_parameters() -> Result {
 
 /// Returns the most regions that one domain may have.
 pub(crate) fn max_regions() -> u32 {
-    *crate::module_parameters::max_regions.value_ref()
+    crate::module_parameters::max_regions.value()
 }
 
 /// Returns the policy of regions that nobody named a policy for.
 pub(crate) fn default_policy() -> u32 {
-    *crate::module_parameters::default_policy.value_ref()
+    crate::module_parameters::default_policy.value()
 }
 
 /// Policies that can be asked for, as a bit mask.

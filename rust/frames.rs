@@ -20,6 +20,10 @@ use kernel::{
 };
 
 use crate::{
+    compat::{
+        EADDRNOTAVAIL,
+        EDQUOT, //
+    },
     ffi,
     inject::Injection,
     pure::{
@@ -50,7 +54,7 @@ pub(crate) fn total() -> u64 {
 
 /// Returns the most pages that all domains may have together.
 pub(crate) fn max_total() -> u64 {
-    match *crate::module_parameters::max_pages.value_ref() {
+    match crate::module_parameters::max_pages.value() {
         // SAFETY: It has no requirements.
         0 => unsafe { ffi::p2m_totalram_pages() as u64 / 4 * 3 },
         limit => limit,

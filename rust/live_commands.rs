@@ -14,6 +14,7 @@ use kernel::{
 use crate::{
     abi,
     commands::check_killed,
+    compat::EOPNOTSUPP,
     domain::{
         self,
         Domain,

@@ -33,6 +33,7 @@ use crate::{
 
 mod abi;
 mod commands;
+mod compat;
 mod cpu;
 mod device;
 mod domain;

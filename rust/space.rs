@@ -14,6 +14,10 @@ use kernel::{
 };
 
 use crate::{
+    compat::{
+        EDQUOT,
+        EOPNOTSUPP, //
+    },
     cpu,
     domain::Domain,
     frames::Source,

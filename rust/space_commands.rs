@@ -13,6 +13,10 @@ use kernel::{
 use crate::{
     abi,
     commands::check_killed,
+    compat::{
+        EOPNOTSUPP,
+        EUCLEAN, //
+    },
     cpu::{
         self,
         Access, //

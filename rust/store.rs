@@ -8,13 +8,13 @@ use kernel::{
     bindings,
     prelude::*,
     sync::{
-        rcu,
         Arc,
         SetOnce, //
     }, //
 };
 
 use crate::{
+    compat::rcu_barrier,
     ffi,
     inject::Injection,
     pure::{
@@ -150,7 +150,7 @@ impl MissingTables {
 impl Drop for MissingTables {
     fn drop(&mut self) {
         // Retired tables are freed by a function of this module's.
-        rcu::rcu_barrier();
+        rcu_barrier();
         for &id in MISSING.as_ref().into_iter().flatten() {
             free(id);
         }

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What differs between the kernels that are supported: 7.3, and 7.2 (`p2m_kernel_7_2`).
+
+#[cfg(not(p2m_kernel_7_2))]
+pub(crate) use kernel::{
+    error::code::{
+        EADDRNOTAVAIL,
+        EDQUOT,
+        EOPNOTSUPP,
+        EUCLEAN, //
+    },
+    sync::rcu::rcu_barrier, //
+};
+
+#[cfg(p2m_kernel_7_2)]
+pub(crate) use missing::*;
+
+/// What 7.2 doesn't have yet.
+#[cfg(p2m_kernel_7_2)]
+mod missing {
+    use kernel::{
+        bindings,
+        prelude::*, //
+    };
+
+    macro_rules! errors {
+        ($($error:ident)*) => {$(
+            pub(crate) const $error: Error = error(-(bindings::$error as c_int));
+        )*};
+    }
+
+    errors!(EADDRNOTAVAIL EDQUOT EOPNOTSUPP EUCLEAN);
+
+    const fn error(errno: c_int) -> Error {
+        assert!(errno < 0 && errno >= -(bindings::MAX_ERRNO as c_int));
+        // SAFETY: An `Error` is a `NonZeroI32` between `-MAX_ERRNO` and -1, and nothing else. There
+        // is no function for it in a constant.
+        unsafe { core::mem::transmute::<c_int, Error>(errno) }
+    }
+
+    /// Waits until the functions that were passed to `call_rcu()` have been called.
+    pub(crate) fn rcu_barrier() {
+        // SAFETY: It has no requirements in a context that may sleep.
+        unsafe { bindings::rcu_barrier() };
+    }
+}
