@@ -16,6 +16,16 @@ pub(crate) use kernel::{
 #[cfg(p2m_kernel_7_2)]
 pub(crate) use missing::*;
 
+use kernel::module_param::ModuleParamAccess;
+
+/// Returns the value of a module parameter.
+pub(crate) fn parameter<T: Copy>(parameter: &ModuleParamAccess<T>) -> T {
+    #[cfg(not(p2m_kernel_7_2))]
+    return parameter.value();
+    #[cfg(p2m_kernel_7_2)]
+    return *parameter.value();
+}
+
 /// What 7.2 doesn't have yet.
 #[cfg(p2m_kernel_7_2)]
 mod missing {

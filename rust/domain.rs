@@ -37,6 +37,7 @@ use kernel::{
 use crate::{
     abi,
     compat::{
+        parameter,
         EDQUOT,
         EOPNOTSUPP,
         EUCLEAN, //
@@ -105,7 +106,7 @@ pub(crate) fn nr_domains() -> u64 {
 
 /// Returns the most pages that one domain may have.
 pub(crate) fn max_pages() -> u64 {
-    match crate::module_parameters::max_domain_pages.value() {
+    match parameter(&crate::module_parameters::max_domain_pages) {
         0 => frames::max_total(),
         limit => limit,
     }
@@ -683,12 +684,12 @@ pub(crate) fn check_parameters() -> Result {
 
 /// Returns the most regions that one domain may have.
 pub(crate) fn max_regions() -> u32 {
-    crate::module_parameters::max_regions.value()
+    parameter(&crate::module_parameters::max_regions)
 }
 
 /// Returns the policy of regions that nobody named a policy for.
 pub(crate) fn default_policy() -> u32 {
-    crate::module_parameters::default_policy.value()
+    parameter(&crate::module_parameters::default_policy)
 }
 
 /// Policies that can be asked for, as a bit mask.

@@ -21,6 +21,7 @@ use kernel::{
 
 use crate::{
     compat::{
+        parameter,
         EADDRNOTAVAIL,
         EDQUOT, //
     },
@@ -54,7 +55,7 @@ pub(crate) fn total() -> u64 {
 
 /// Returns the most pages that all domains may have together.
 pub(crate) fn max_total() -> u64 {
-    match crate::module_parameters::max_pages.value() {
+    match parameter(&crate::module_parameters::max_pages) {
         // SAFETY: It has no requirements.
         0 => unsafe { ffi::p2m_totalram_pages() as u64 / 4 * 3 },
         limit => limit,

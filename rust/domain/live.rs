@@ -9,6 +9,7 @@
 
 use super::*;
 
+use crate::compat::EADDRNOTAVAIL;
 use crate::pure::{
     frame::PAGE_SIZE,
     map::Finding,
