@@ -1307,6 +1307,8 @@ contig_says_what_is_wrong() {
 	complains 'hint: the number of pages has to be a power of two'
 	run 1 contig "${domain[@]}" 0..0x100 --address-bits 13
 	complains 'hint: there is no such run of free frames'
+	run 1 contig "${domain[@]}" 0x300..0x500
+	complains 'hint: a PFN of the range is in no region'
 	space
 	run 1 contig "${domain[@]}" 0x200..0x400
 	complains 'because of PFN 0x300'
@@ -1332,6 +1334,8 @@ exchange_swaps_frames() {
 	is "$(outside digest "$pid" "$fd" 0 1024)" "$digest" contents
 	run 1 exchange "${domain[@]}" 0..4 3
 	complains 'hint: the ranges have a page in common'
+	run 1 exchange "${domain[@]}" 0..4 0x3fd
+	complains 'hint: a PFN of the range is in no region'
 	run 0 release "${domain[@]}" 0x3ff
 	run 1 exchange "${domain[@]}" 0..4 0x3fc
 	complains "hint: a page of the range isn't populated"

@@ -241,7 +241,8 @@ pub(crate) struct CreateSpace {
     pub(crate) backend: String,
 
     /// Number of levels of tables: 4 or 5.
-    #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u32).range(4..=5))]
+    #[arg(long, value_name = "N", default_value = "4",
+          value_parser = clap::value_parser!(u32).range(4..=5))]
     pub(crate) levels: u32,
 
     /// The pages of the domain that become tables when they are needed.
@@ -330,7 +331,8 @@ pub(crate) struct AccessSpace {
     pub(crate) space: InSpace,
 
     /// Write these words.
-    #[arg(long, value_name = "WORD", num_args = 1.., value_parser = parse_number, conflicts_with_all = ["words", "checksum"])]
+    #[arg(long, value_name = "WORD", num_args = 1.., value_parser = parse_number,
+          conflicts_with_all = ["words", "checksum"])]
     pub(crate) write: Vec<u64>,
 
     /// How many words of 8 bytes to read.
