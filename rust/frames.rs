@@ -412,7 +412,7 @@ impl Filtered {
     /// Returns why frames can't be had, given why the allocator has no more.
     pub(crate) fn reason(&self, error: FrameError) -> Error {
         match error {
-            FrameError::NoMemory if self.refused.is_empty() => ENOMEM,
+            FrameError::NoMemory if self.origin.constraint == Constraint::NONE => ENOMEM,
             FrameError::NoMemory | FrameError::NoRun => EADDRNOTAVAIL,
             FrameError::Interrupted => EINTR,
         }
@@ -478,6 +478,9 @@ impl Filtered {
 
     /// Returns a frame that is as asked.
     fn pick(&mut self) -> Option<Mfn> {
+        if self.origin.constraint.range.0 >= max_mfn() {
+            return None;
+        }
         loop {
             match self.block.as_mut().and_then(Iterator::next) {
                 Some(Pick::Frame(mfn)) => return Some(mfn),

@@ -391,7 +391,8 @@ struct p2m_region_list {
  *           same array.
  *
  * Any number is a valid question: a PFN beyond the space has no frame and
- * answers P2M_ENTRY_INVALID. An M2P answer was checked against the P2M.
+ * answers P2M_ENTRY_INVALID. An M2P answer was checked against the P2M; so a
+ * guard, which is at no PFN, answers P2M_ENTRY_INVALID, too.
  */
 struct p2m_translate {
 	__u32 size;
@@ -1019,6 +1020,8 @@ struct p2m_audit {
  * @out_next_pfn: All PFNs of the range before this one are done.
  *
  * Looks whether somebody has run over the edge of a frame of a guarded region.
+ *
+ *  - ENOENT: a PFN of the range is in no region.
  */
 struct p2m_guard_check {
 	__u32 size;
