@@ -412,7 +412,11 @@ impl Filtered {
     /// Returns why frames can't be had, given why the allocator has no more.
     pub(crate) fn reason(&self, error: FrameError) -> Error {
         match error {
-            FrameError::NoMemory if self.origin.constraint == Constraint::NONE => ENOMEM,
+            FrameError::NoMemory
+                if self.origin.constraint == Constraint::NONE && self.refused.is_empty() =>
+            {
+                ENOMEM
+            }
             FrameError::NoMemory | FrameError::NoRun => EADDRNOTAVAIL,
             FrameError::Interrupted => EINTR,
         }
