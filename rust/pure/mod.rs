@@ -14,10 +14,12 @@
 //! - [`sparse`]: a sparse array made of such tables, read without a lock.
 //! - [`map`]: the P2M and the M2P of a domain, kept consistent.
 //! - [`runs`]: ranges of PFNs as machine runs.
+//! - [`dma`]: ranges of bytes as segments that a device takes.
 //! - [`policy`]: which machine frames a region gets, and in which order.
 //! - [`pv`]: backends, the hooks between page-table code and page tables.
 //! - [`paging`]: page tables, built and walked through a backend.
 
+pub mod dma;
 pub mod entry;
 pub mod frame;
 pub mod map;

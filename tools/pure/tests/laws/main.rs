@@ -9,6 +9,7 @@
 //! cargo test -p p2m-pure
 //! ```
 
+mod dma;
 mod entry;
 mod frame;
 mod map;
