@@ -21,6 +21,7 @@ use zerocopy::{
 
 use crate::compat::EOPNOTSUPP;
 use crate::pure::{
+    dma,
     entry,
     frame::{
         BadRange,
@@ -127,6 +128,7 @@ commands! {
     p2m_identity = P2M_CMD_IDENTITY, 32, 0;
     p2m_fail_nth = P2M_CMD_FAIL_NTH, 24, 0;
     p2m_guard_check = P2M_CMD_GUARD_CHECK, 72, P2M_GUARD_REFILL;
+    p2m_dma_plan = P2M_CMD_DMA_PLAN, 112, 0;
 }
 
 // What the header says and the pure part knows, too.
@@ -155,12 +157,26 @@ static_assert!(P2M_PTE_PAT as u64 == bits::PAT);
 static_assert!(P2M_PTE_NX as u64 == bits::NX);
 static_assert!(P2M_MAX_STEPS as usize == pv::MAX_LEVELS);
 
+static_assert!(P2M_DMA_MASK == dma::flags::MASK);
+static_assert!(P2M_DMA_STRADDLE == dma::flags::STRADDLE);
+static_assert!(P2M_DMA_ALIGNMENT == dma::flags::ALIGNMENT);
+static_assert!(P2M_DMA_FOREIGN == dma::flags::FOREIGN);
+static_assert!(P2M_DMA_IDENTITY == dma::flags::IDENTITY);
+static_assert!(P2M_DMA_UNBACKED == dma::flags::UNBACKED);
+static_assert!(P2M_DMA_BOUNCE == dma::flags::BOUNCE);
+
 impl From<BadRange> for Error {
     fn from(error: BadRange) -> Self {
         match error {
             BadRange::Empty => EINVAL,
             BadRange::Overflow => EOVERFLOW,
         }
+    }
+}
+
+impl From<dma::BadLimits> for Error {
+    fn from(_: dma::BadLimits) -> Self {
+        EINVAL
     }
 }
 

@@ -48,7 +48,8 @@ pub(crate) fn check_killed() -> Result {
 pub(crate) fn info(domain: &Domain, command: &mut abi::p2m_info) -> Result {
     command.out_abi_version = abi::P2M_ABI_VERSION;
     command.out_page_shift = PAGE_SHIFT;
-    command.out_features = u64::from(abi::P2M_FEATURE_SPACES | abi::P2M_FEATURE_LIVE);
+    command.out_features =
+        u64::from(abi::P2M_FEATURE_SPACES | abi::P2M_FEATURE_LIVE | abi::P2M_FEATURE_DMA_PLAN);
     command.out_policies = domain::POLICIES;
     command.out_max_pfn = Pfn::LIMIT;
     command.out_max_mfn = 0;

@@ -30,6 +30,7 @@ use crate::{
         CHUNK,
         ENTRY_SIZE, //
     },
+    dma_commands,
     domain::Domain,
     live_commands,
     space_commands,
@@ -87,6 +88,7 @@ impl MiscDevice for Domain {
             p2m_identity => live_commands::make_identity,
             p2m_fail_nth => commands::fail_nth,
             p2m_guard_check => live_commands::check_guards,
+            p2m_dma_plan => dma_commands::plan,
         })
     }
 

@@ -87,6 +87,7 @@
 #define P2M_CMD_AUDIT 0x95
 #define P2M_CMD_GUARD_CHECK 0x96
 #define P2M_CMD_FAIL_NTH 0x97
+#define P2M_CMD_DMA_PLAN 0x98
 #define P2M_CMD_FOREIGN_MAP 0x99
 #define P2M_CMD_FOREIGN_UNMAP 0x9a
 #define P2M_CMD_IDENTITY 0x9b
@@ -176,6 +177,7 @@ struct p2m_header {
 #define P2M_FEATURE_SPACES (1ULL << 2) /* P2M_SPACE_* */
 #define P2M_FEATURE_CPU_ACCESS (1ULL << 3) /* P2M_SPACE_ACCESS works here */
 #define P2M_FEATURE_LIVE (1ULL << 4) /* P2M_RELEASE .. P2M_AUDIT */
+#define P2M_FEATURE_DMA_PLAN (1ULL << 5) /* P2M_DMA_PLAN */
 
 /**
  * struct p2m_info - ioctl(P2M_INFO)
@@ -1144,5 +1146,97 @@ struct p2m_identity {
 	__aligned_u64 out_next_pfn;
 };
 #define P2M_IDENTITY _IO(P2M_IOCTL_TYPE, P2M_CMD_IDENTITY)
+
+/* Bits of p2m_dma_segment.flags. The first three say why it must bounce. */
+#define P2M_DMA_MASK (1U << 0) /* the device can't address all of it */
+#define P2M_DMA_STRADDLE (1U << 1) /* the range is in more segments than it takes */
+#define P2M_DMA_ALIGNMENT (1U << 2) /* address or length is not aligned */
+#define P2M_DMA_FOREIGN (1U << 3) /* frames of somebody else */
+#define P2M_DMA_IDENTITY (1U << 4) /* frames that are no memory */
+#define P2M_DMA_UNBACKED (1U << 5) /* no frames: nothing to access */
+
+/** P2M_DMA_BOUNCE - a segment with one of these must bounce */
+#define P2M_DMA_BOUNCE (P2M_DMA_MASK | P2M_DMA_STRADDLE | P2M_DMA_ALIGNMENT)
+
+/**
+ * struct p2m_dma_segment - consecutive bytes with consecutive machine addresses
+ * @pfn: The page of the first byte.
+ * @address: Machine address of the first byte, or P2M_ENTRY_INVALID where there
+ *           are no frames.
+ * @length: Number of bytes.
+ * @offset: Where in its page the first byte is.
+ * @flags: P2M_DMA_* bits.
+ */
+struct p2m_dma_segment {
+	__aligned_u64 pfn;
+	__aligned_u64 address;
+	__aligned_u64 length;
+	__u32 offset;
+	__u32 flags;
+};
+
+/**
+ * struct p2m_dma_plan - ioctl(P2M_DMA_PLAN)
+ * @size: sizeof(struct p2m_dma_plan).
+ * @flags: Must be 0.
+ * @start_pfn: A page.
+ * @offset: Where the range begins, in bytes from the beginning of that page. It
+ *          may be more than a page.
+ * @length: Number of bytes in the range, not 0.
+ * @dma_mask: The highest machine address that the device can access, as in struct
+ *            device.
+ * @segment_boundary_mask: No segment has addresses on both sides of a multiple of
+ *                         this plus 1, as in struct device_dma_parameters.
+ * @max_segment_size: The most bytes of a segment, as there.
+ * @dma_alignment: The bits that have to be 0 in the address and in the length of a
+ *                 segment, as in struct queue_limits.
+ * @max_segments: The most segments that the device takes at once, as there. 1 for
+ *                one that can't gather.
+ * @position: Where to begin, in bytes from the beginning of the range: 0, or where
+ *            a segment begins.
+ * @segments: Pointer to an array of struct p2m_dma_segment. Not used if @nr is 0.
+ * @nr: Number of elements that fit into @segments. 0 only counts.
+ * @out_nr: Number of segments stored, or counted if @nr is 0.
+ * @out_next: The position to go on at: behind the last segment stored or counted.
+ * @out_bounced: How many of these segments must bounce.
+ * @out_bounced_bytes: Number of bytes in them.
+ *
+ * What a device has to be told to access a range of bytes: as few segments as
+ * possible, in order and without gaps. A limit of 0 is none. Pages that aren't
+ * populated are a segment without limits; frames of different owners are never in
+ * one segment. Needs an opener with CAP_SYS_ADMIN.
+ *
+ * P2M_DMA_STRADDLE is for all of a range that is in more than @max_segments, if it
+ * would be in fewer if all of its frames followed each other. A range that is in
+ * too many only for its length has to be cut by its owner.
+ *
+ * Addresses are those of the machine, as a device without an IOMMU sees them. They
+ * stay what they are only while the pages are pinned, or nobody changes their
+ * frames.
+ *
+ *  - EINVAL: a mask, but for @dma_mask, isn't one less than a power of two;
+ *    @max_segment_size, or @segment_boundary_mask plus 1, isn't a multiple of the
+ *    alignment; or @position is beyond the range.
+ */
+struct p2m_dma_plan {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 start_pfn;
+	__aligned_u64 offset;
+	__aligned_u64 length;
+	__aligned_u64 dma_mask;
+	__aligned_u64 segment_boundary_mask;
+	__aligned_u64 max_segment_size;
+	__u32 dma_alignment;
+	__u32 max_segments;
+	__aligned_u64 position;
+	__aligned_u64 segments;
+	__u32 nr;
+	__u32 out_nr;
+	__aligned_u64 out_next;
+	__aligned_u64 out_bounced;
+	__aligned_u64 out_bounced_bytes;
+};
+#define P2M_DMA_PLAN _IO(P2M_IOCTL_TYPE, P2M_CMD_DMA_PLAN)
 
 #endif /* _UAPI_P2M_H */
