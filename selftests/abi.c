@@ -35,6 +35,7 @@ struct arena {
 	struct p2m_region regions[NR_PAGES];
 	struct p2m_run runs[NR_PAGES];
 	struct p2m_span spans[NR_PAGES];
+	struct p2m_dma_segment segments[NR_PAGES];
 	/* The number of the space, for commands that need one. */
 	__u32 space;
 	unsigned char buffer[MAX_LEN] __attribute__((aligned(4096)));
@@ -244,6 +245,18 @@ static void fill_guard_check(struct arena *arena, void *arg)
 	cmd->nr_pages = NR_PAGES;
 }
 
+static void fill_dma_plan(struct arena *arena, void *arg)
+{
+	struct p2m_dma_plan *cmd = arg;
+
+	cmd->start_pfn = BASE_PFN;
+	cmd->offset = 100;
+	cmd->length = (NR_PAGES - 1) * P2M_PAGE_SIZE;
+	cmd->max_segments = 1;
+	cmd->segments = (uintptr_t)arena->segments;
+	cmd->nr = NR_PAGES;
+}
+
 static int call_native(int fd, unsigned long cmd, void *arg)
 {
 	return ioctl(fd, cmd, arg);
@@ -411,9 +424,11 @@ COMMAND(guard_check, .nr = P2M_GUARD_CHECK,
 	.known_flags = P2M_GUARD_REFILL, .fill = fill_guard_check);
 COMMAND(fail_nth, .nr = P2M_FAIL_NTH, .size = sizeof(struct p2m_fail_nth),
 	.has_out = true, .fill = fill_nothing);
+COMMAND(dma_plan, .nr = P2M_DMA_PLAN, .size = sizeof(struct p2m_dma_plan),
+	.has_out = true, .fill = fill_dma_plan);
 
 /* The last command that there is. */
-#define LAST_COMMAND P2M_CMD_FAIL_NTH
+#define LAST_COMMAND P2M_CMD_IDENTITY
 
 /* A new domain with the region that the valid arguments speak of. */
 static int new_domain(struct __test_metadata *_metadata)

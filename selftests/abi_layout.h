@@ -385,4 +385,40 @@ ABI_MEMBER(p2m_fail_nth, flags, 4, 4);
 ABI_MEMBER(p2m_fail_nth, nth, 8, 8);
 ABI_MEMBER(p2m_fail_nth, out_left, 16, 8);
 
+ABI_VALUE(P2M_DMA_PLAN, 0xbb98);
+ABI_VALUE(P2M_FEATURE_DMA_PLAN, 32);
+ABI_VALUE(P2M_DMA_MASK, 1);
+ABI_VALUE(P2M_DMA_STRADDLE, 2);
+ABI_VALUE(P2M_DMA_ALIGNMENT, 4);
+ABI_VALUE(P2M_DMA_FOREIGN, 8);
+ABI_VALUE(P2M_DMA_IDENTITY, 16);
+ABI_VALUE(P2M_DMA_UNBACKED, 32);
+ABI_VALUE(P2M_DMA_BOUNCE, 7);
+
+ABI_SIZE(p2m_dma_segment, 32);
+ABI_MEMBER(p2m_dma_segment, pfn, 0, 8);
+ABI_MEMBER(p2m_dma_segment, address, 8, 8);
+ABI_MEMBER(p2m_dma_segment, length, 16, 8);
+ABI_MEMBER(p2m_dma_segment, offset, 24, 4);
+ABI_MEMBER(p2m_dma_segment, flags, 28, 4);
+
+ABI_SIZE(p2m_dma_plan, 112);
+ABI_MEMBER(p2m_dma_plan, size, 0, 4);
+ABI_MEMBER(p2m_dma_plan, flags, 4, 4);
+ABI_MEMBER(p2m_dma_plan, start_pfn, 8, 8);
+ABI_MEMBER(p2m_dma_plan, offset, 16, 8);
+ABI_MEMBER(p2m_dma_plan, length, 24, 8);
+ABI_MEMBER(p2m_dma_plan, dma_mask, 32, 8);
+ABI_MEMBER(p2m_dma_plan, segment_boundary_mask, 40, 8);
+ABI_MEMBER(p2m_dma_plan, max_segment_size, 48, 8);
+ABI_MEMBER(p2m_dma_plan, dma_alignment, 56, 4);
+ABI_MEMBER(p2m_dma_plan, max_segments, 60, 4);
+ABI_MEMBER(p2m_dma_plan, position, 64, 8);
+ABI_MEMBER(p2m_dma_plan, segments, 72, 8);
+ABI_MEMBER(p2m_dma_plan, nr, 80, 4);
+ABI_MEMBER(p2m_dma_plan, out_nr, 84, 4);
+ABI_MEMBER(p2m_dma_plan, out_next, 88, 8);
+ABI_MEMBER(p2m_dma_plan, out_bounced, 96, 8);
+ABI_MEMBER(p2m_dma_plan, out_bounced_bytes, 104, 8);
+
 #endif /* P2M_ABI_LAYOUT_H */
