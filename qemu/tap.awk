@@ -6,7 +6,7 @@
 # nested one accounts for it: it crashed, timed out, skipped all or said nothing.
 
 function count(line) {
-	if (line ~ /^not ok /) {
+	if (line ~ /^not ok/) {
 		failed++
 		bad++
 	} else if (line ~ /# SKIP/) {
