@@ -257,6 +257,56 @@ static void fill_dma_plan(struct arena *arena, void *arg)
 	cmd->nr = NR_PAGES;
 }
 
+/* A domain to take frames from; it lives as long as the test. */
+static int lender(void)
+{
+	static int fd = -1;
+	__u64 base = BASE_PFN;
+
+	if (fd < 0) {
+		fd = p2m_open();
+		_test_cmd_region_create(fd, P2M_REGION_FIXED, P2M_POLICY_ANY,
+					NR_PAGES, 0, &base);
+	}
+	return fd;
+}
+
+/* Its slots are taken, which is a matter of each slot. */
+static void fill_foreign_map(struct arena *arena, void *arg)
+{
+	struct p2m_foreign_map *cmd = arg;
+	unsigned int i;
+
+	for (i = 0; i < NR_PAGES; i++)
+		arena->frames[i] = BASE_PFN + i;
+	cmd->fd = lender();
+	cmd->nr = NR_PAGES;
+	cmd->start_pfn = BASE_PFN;
+	cmd->frames = (uintptr_t)arena->frames;
+	cmd->errors = (uintptr_t)arena->entries;
+}
+
+static void fill_foreign_unmap(struct arena *arena, void *arg)
+{
+	struct p2m_foreign_unmap *cmd = arg;
+
+	cmd->start_pfn = BASE_PFN;
+	cmd->errors = (uintptr_t)arena->entries;
+	cmd->nr = NR_PAGES;
+}
+
+/* Where PCs have their interrupt controller: no memory. */
+#define IDENTITY_PFN 0xfec00
+
+static void fill_identity(struct arena *arena, void *arg)
+{
+	struct p2m_identity *cmd = arg;
+
+	(void)arena;
+	cmd->start_pfn = IDENTITY_PFN;
+	cmd->nr_pages = 1;
+}
+
 static int call_native(int fd, unsigned long cmd, void *arg)
 {
 	return ioctl(fd, cmd, arg);
@@ -426,6 +476,15 @@ COMMAND(fail_nth, .nr = P2M_FAIL_NTH, .size = sizeof(struct p2m_fail_nth),
 	.has_out = true, .fill = fill_nothing);
 COMMAND(dma_plan, .nr = P2M_DMA_PLAN, .size = sizeof(struct p2m_dma_plan),
 	.has_out = true, .fill = fill_dma_plan);
+COMMAND(foreign_map, .nr = P2M_FOREIGN_MAP,
+	.size = sizeof(struct p2m_foreign_map), .has_out = true,
+	.reserved = { offsetof(struct p2m_foreign_map, __reserved) },
+	.fill = fill_foreign_map);
+COMMAND(foreign_unmap, .nr = P2M_FOREIGN_UNMAP,
+	.size = sizeof(struct p2m_foreign_unmap), .has_out = true,
+	.fill = fill_foreign_unmap);
+COMMAND(identity, .nr = P2M_IDENTITY, .size = sizeof(struct p2m_identity),
+	.has_out = true, .fill = fill_identity);
 
 /* The last command that there is. */
 #define LAST_COMMAND P2M_CMD_IDENTITY
@@ -440,6 +499,16 @@ static int new_domain(struct __test_metadata *_metadata)
 	test_cmd_region_create_fixed(fd, P2M_POLICY_SCATTER, NR_PAGES, 1,
 				     BASE_PFN);
 	return fd;
+}
+
+/* A place for an identity, with nothing in it. */
+static void add_identity_place(struct __test_metadata *_metadata, int fd)
+{
+	__u64 base = IDENTITY_PFN;
+
+	ASSERT_EQ(0, _test_cmd_region_create(fd, P2M_REGION_FIXED |
+					     P2M_REGION_ON_DEMAND,
+					     P2M_POLICY_ANY, 1, 0, &base));
 }
 
 /* A space in it, which maps the first pages of the region. */
@@ -503,8 +572,12 @@ FIXTURE_SETUP(command)
 	ASSERT_EQ(0, mprotect(self->arena->guard, P2M_PAGE_SIZE, PROT_NONE));
 	self->buffer = self->arena->buffer;
 	self->last = self->arena->guard - variant->size;
+	if (variant->nr == P2M_FOREIGN_MAP)
+		ASSERT_LE(0, lender());
 	self->total_pages = total_pages();
 	self->fd = new_domain(_metadata);
+	if (variant->nr == P2M_IDENTITY)
+		add_identity_place(_metadata, self->fd);
 	if (variant->space)
 		self->arena->space = add_space(_metadata, self->fd);
 	test_cmd_info(self->fd, &info);
@@ -650,6 +723,8 @@ TEST_F(command, zero_tail_changes_nothing)
 		len = tail_len(variant, i);
 		ASSERT_EQ(0, close(self->fd));
 		self->fd = new_domain(_metadata);
+		if (variant->nr == P2M_IDENTITY)
+			add_identity_place(_metadata, self->fd);
 		if (variant->space)
 			self->arena->space = add_space(_metadata, self->fd);
 		fill(variant, self->arena, self->buffer, variant->size + len);

@@ -421,4 +421,30 @@ ABI_MEMBER(p2m_dma_plan, out_next, 88, 8);
 ABI_MEMBER(p2m_dma_plan, out_bounced, 96, 8);
 ABI_MEMBER(p2m_dma_plan, out_bounced_bytes, 104, 8);
 
+ABI_SIZE(p2m_foreign_map, 48);
+ABI_MEMBER(p2m_foreign_map, size, 0, 4);
+ABI_MEMBER(p2m_foreign_map, flags, 4, 4);
+ABI_MEMBER(p2m_foreign_map, fd, 8, 4);
+ABI_MEMBER(p2m_foreign_map, nr, 12, 4);
+ABI_MEMBER(p2m_foreign_map, start_pfn, 16, 8);
+ABI_MEMBER(p2m_foreign_map, frames, 24, 8);
+ABI_MEMBER(p2m_foreign_map, errors, 32, 8);
+ABI_MEMBER(p2m_foreign_map, out_nr, 40, 4);
+ABI_MEMBER(p2m_foreign_map, __reserved, 44, 4);
+
+ABI_SIZE(p2m_foreign_unmap, 32);
+ABI_MEMBER(p2m_foreign_unmap, size, 0, 4);
+ABI_MEMBER(p2m_foreign_unmap, flags, 4, 4);
+ABI_MEMBER(p2m_foreign_unmap, start_pfn, 8, 8);
+ABI_MEMBER(p2m_foreign_unmap, errors, 16, 8);
+ABI_MEMBER(p2m_foreign_unmap, nr, 24, 4);
+ABI_MEMBER(p2m_foreign_unmap, out_nr, 28, 4);
+
+ABI_SIZE(p2m_identity, 32);
+ABI_MEMBER(p2m_identity, size, 0, 4);
+ABI_MEMBER(p2m_identity, flags, 4, 4);
+ABI_MEMBER(p2m_identity, start_pfn, 8, 8);
+ABI_MEMBER(p2m_identity, nr_pages, 16, 8);
+ABI_MEMBER(p2m_identity, out_next_pfn, 24, 8);
+
 #endif /* P2M_ABI_LAYOUT_H */
