@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use p2m_pure::entry::{Entry, INVALID};
 use p2m_pure::frame::{Mfn, Pfn};
-use p2m_pure::map::{Finding, Maps, SetError, Views, Which};
+use p2m_pure::map::{Finding, Gone, Maps, SetError, Views, Which};
 use p2m_pure::table::{NoMemory, TableStore};
 use p2m_pure_host::store::Store;
 use proptest::prelude::*;
@@ -181,6 +181,33 @@ fn an_m2p_entry_alone_proves_nothing() {
         assert_eq!(domain.mfn_to_pfn(mfn(1)), None);
         forge(&domain, 1, INVALID);
     }
+}
+
+/// A foreign frame has to go back to whom it belongs, an identity to nobody.
+#[test]
+fn clearing_tells_what_each_frame_was() {
+    let mut domain = Domain::new(());
+    let entries = [
+        (1, Entry::Present(mfn(0x40))),
+        (2, Entry::Foreign(mfn(0x1000))),
+        (3, Entry::Identity(mfn(3))),
+        // The same frame of somebody else's may be in several places.
+        (4, Entry::Foreign(mfn(0x1000))),
+    ];
+    for (at, entry) in entries {
+        domain.set(pfn(at), entry).unwrap();
+    }
+    let (maps, store, views) = (&domain.maps, &domain.store, &domain.views);
+    maps.set_guard(&mut domain.writer, store, views, mfn(0x41))
+        .unwrap();
+    let expected = [
+        Gone::Frame(mfn(0x40)),
+        Gone::Guard(mfn(0x41)),
+        Gone::Foreign(mfn(0x1000)),
+        Gone::Foreign(mfn(0x1000)),
+    ];
+    assert_eq!(domain.clear_all(range(0, 8)), expected);
+    assert_eq!(domain.clear_all(range(0, 8)), []);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use p2m_pure::entry::Entry;
 use p2m_pure::frame::{Mfn, Pfn, PfnRange};
-use p2m_pure::map::{Maps, SetError, Views, Writer};
+use p2m_pure::map::{Gone, Maps, SetError, Views, Writer};
 use p2m_pure::sparse::{self, Sparse, Watch};
 use p2m_pure::table::{NoMemory, TableId, TableStore, TABLE_BITS};
 use p2m_pure_host::store::Store;
@@ -157,11 +157,19 @@ impl<V: Views> Domain<V> {
             .set(&mut self.writer, &self.store, &self.views, pfn, entry)
     }
 
+    /// Empties a range, and returns the domain's own frames that have gone.
     pub(crate) fn clear(&mut self, range: PfnRange) -> Vec<Mfn> {
+        let is_own = |gone: &Gone| !matches!(gone, Gone::Foreign(_));
+        let gone = self.clear_all(range).into_iter();
+        gone.filter(is_own).map(Gone::mfn).collect()
+    }
+
+    /// Empties a range, and returns all that has gone.
+    pub(crate) fn clear_all(&mut self, range: PfnRange) -> Vec<Gone> {
         let mut released = Vec::new();
         self.maps
             .clear(&mut self.writer, &self.store, &self.views, range, |gone| {
-                released.push(gone.mfn())
+                released.push(gone)
             });
         released
     }
