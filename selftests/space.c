@@ -582,9 +582,9 @@ static void expect_cpu(struct __test_metadata *_metadata, struct domain *d,
 		}
 		if (end == address) {
 			/* Not present: lossless. */
-			expect_cpu_fault(_metadata, d, P2M_ACCESS_READ,
-					 dump->spans[nr].address,
-					 P2M_FAULT_RAISED);
+			if (end < d->cpu_end)
+				expect_cpu_fault(_metadata, d, P2M_ACCESS_READ,
+						 end, P2M_FAULT_RAISED);
 			nr++;
 			continue;
 		}
