@@ -73,6 +73,9 @@ tests=(
 	plot_in_the_terminal
 	plot_into_a_file
 	plot_of_nothing_fails
+	dma_plan_has_the_addresses_of_the_pagemap
+	dma_plan_says_what_bounces
+	dma_plan_says_what_is_wrong
 	completions_are_a_script
 )
 
@@ -330,7 +333,7 @@ expect_pages() {
 info_has_all_keys() {
 	run 0 --json info
 	json '(keys_unsorted | join(" ")) == "abi_version page_shift mfn_visible " +
-		"table_mmap spaces cpu_access live policies default_policy max_pfn max_mfn " +
+		"table_mmap spaces cpu_access live dma_plan policies default_policy max_pfn max_mfn " +
 		"max_domain_pages max_total_pages max_regions"'
 	json '.abi_version == 1 and .page_shift == 12 and .mfn_visible and .table_mmap'
 	json '.policies == ["any", "scatter", "contiguous"] and .max_pfn == 2147483648'
@@ -1407,6 +1410,50 @@ plot_of_nothing_fails() {
 	python 'fd = os.open("/dev/p2m", os.O_RDWR)'
 	run 1 plot "${domain[@]}"
 	complains 'there is no page with a frame'
+}
+
+dma_plan_has_the_addresses_of_the_pagemap() {
+	hold 256K --policy scatter --seed 3 --populate
+	run 0 --json dma plan "${domain[@]}" 0..64 --check
+	json '.ok and (.segments | length) == 64 and all(.segments[]; .length == 4096 and .flags == [])'
+	expect_pages '.segments[] | "\(.pfn) \(.address / 4096)"'
+	# The same bytes, cut as a device wants them, and from a byte on.
+	run 0 --json dma plan "${domain[@]}" 0..64 --offset 512 --length 128K \
+		--max-segment 1536 --boundary 4K --align 512 --mask 20 --max-segments 4 --check
+	json '.ok and ([.segments[].length] | add) == 131072 and .segments[0].offset == 512'
+	json 'all(.segments[]; .length <= 1536 and .flags[:2] == ["mask", "straddle"])'
+	json '.sum.bounced == (.segments | length) and .sum.bounced_bytes == 131072'
+}
+
+dma_plan_says_what_bounces() {
+	local segment='0x0000000[0-3]\+0x000       4096  0x[0-9a-f]{12}'
+
+	hold 16K --policy scatter
+	run 0 dma plan "${domain[@]}" 0..4 --max-segments 1 --check
+	matches 'range    PFN 0x0\.\.0x4, 16 KiB' 'device   1 segment at once' \
+		"$segment  straddle" "$segment  straddle" "$segment  straddle" "$segment  straddle" \
+		'plan     4 segments, 16 KiB; 4 must bounce \(16 KiB\)' \
+		'check    the runs of the domain say the same: ok'
+	run 0 contig "${domain[@]}" 0..4
+	run 0 dma plan "${domain[@]}" 0..4 --max-segments 1
+	matches 'range .*' 'device .*' '0x00000000\+0x000      16384  0x[0-9a-f]{12}' \
+		'plan     1 segment, 16 KiB; nothing must bounce'
+	run 0 release "${domain[@]}" 1..3
+	run 0 dma plan "${domain[@]}" 0..4 --offset 0xfff --length 2
+	matches 'range    PFN 0x0\.\.0x4 from byte 0xfff on, 2 bytes' 'device   without limits' \
+		'0x00000000\+0xfff          1  0x[0-9a-f]{9}fff' \
+		'0x00000001\+0x000          1  nothing         unbacked' \
+		'plan     2 segments, 2 bytes; nothing must bounce; 1 bytes without a frame'
+}
+
+dma_plan_says_what_is_wrong() {
+	hold 64K
+	run 1 dma plan "${domain[@]}" 0..16 --offset 64K
+	complains 'these bytes are not in the pages, which have 64 KiB'
+	run 1 dma plan "${domain[@]}" 0..16 --align 512 --max-segment 1000
+	complains 'hint: the largest segment and the boundary have to be multiples'
+	run 1 dma plan "${domain[@]}" 0x80000000
+	complains 'hint: the range ends beyond the last possible PFN'
 }
 
 # End what the test left running; some of it may have ended already.

@@ -72,6 +72,7 @@ commands! {
     p2m_contiguous = P2M_CMD_CONTIGUOUS;
     p2m_exchange = P2M_CMD_EXCHANGE;
     p2m_audit = P2M_CMD_AUDIT;
+    p2m_dma_plan = P2M_CMD_DMA_PLAN;
 }
 
 // What is in use can't change: these are the numbers of the first release, not what the header
@@ -99,6 +100,7 @@ const _: () = {
     assert!(p2m_contiguous::OPCODE == 0xbb93);
     assert!(p2m_exchange::OPCODE == 0xbb94);
     assert!(p2m_audit::OPCODE == 0xbb95);
+    assert!(p2m_dma_plan::OPCODE == 0xbb98);
 
     assert!(ENTRY_INVALID == u64::MAX);
     assert!(ENTRY_FOREIGN == 1 << 63);
@@ -126,6 +128,7 @@ const _: () = {
     assert!(P2M_FEATURE_SPACES == 4);
     assert!(P2M_FEATURE_CPU_ACCESS == 8);
     assert!(P2M_FEATURE_LIVE == 16);
+    assert!(P2M_FEATURE_DMA_PLAN == 32);
 
     assert!(P2M_PTE_RW == 1 << 1);
     assert!(P2M_PTE_USER == 1 << 2);
@@ -147,6 +150,13 @@ const _: () = {
     assert!(P2M_MAX_ACCESS_WORDS == 1 << 16);
     assert!(P2M_EVACUATE_KEEP_OUT == 1);
     assert!(P2M_EVACUATE_READMIT == 2);
+    assert!(P2M_DMA_MASK == 1);
+    assert!(P2M_DMA_STRADDLE == 2);
+    assert!(P2M_DMA_ALIGNMENT == 4);
+    assert!(P2M_DMA_FOREIGN == 8);
+    assert!(P2M_DMA_IDENTITY == 16);
+    assert!(P2M_DMA_UNBACKED == 32);
+    assert!(P2M_DMA_BOUNCE == 7);
 };
 
 /// Asserts the size of structures and where each of their members begins.
@@ -246,5 +256,12 @@ assert_layout! {
         size: 0, flags: 4, out_frames: 8, out_pinned: 16, out_p2m_bad: 24, out_m2p_bad: 32,
         out_orphans: 40, out_refs_bad: 48, out_spaces_bad: 56, out_count_bad: 64,
         out_first_pfn: 72, out_first_mfn: 80,
+    }
+    p2m_dma_segment: == 32 { pfn: 0, address: 8, length: 16, offset: 24, flags: 28 }
+    p2m_dma_plan: >= 112 {
+        size: 0, flags: 4, start_pfn: 8, offset: 16, length: 24, dma_mask: 32,
+        segment_boundary_mask: 40, max_segment_size: 48, dma_alignment: 56, max_segments: 60,
+        position: 64, segments: 72, nr: 80, out_nr: 84, out_next: 88, out_bounced: 96,
+        out_bounced_bytes: 104,
     }
 }

@@ -50,6 +50,8 @@ pub struct Info {
     pub cpu_access: bool,
     /// Whether frames can change while they are in use.
     pub live: bool,
+    /// Whether DMA can be planned.
+    pub dma_plan: bool,
     /// The policies that can be asked for.
     pub policies: Vec<Policy>,
     /// The policy of a region made by a plain mmap().
@@ -89,6 +91,7 @@ impl Info {
             spaces: has(abi::P2M_FEATURE_SPACES),
             cpu_access: has(abi::P2M_FEATURE_CPU_ACCESS),
             live: has(abi::P2M_FEATURE_LIVE),
+            dma_plan: has(abi::P2M_FEATURE_DMA_PLAN),
             policies: (0..u64::BITS)
                 .filter(|n| (raw.out_policies >> n) & 1 != 0)
                 .map(Policy)
@@ -498,7 +501,7 @@ pub(crate) mod tests {
     #[test]
     fn features_are_told_apart() {
         let mut raw = raw_info();
-        for feature in 0..5 {
+        for feature in 0..6 {
             raw.out_features = 1 << feature;
             let info = Info::new(&raw).expect("info");
             let has = [
@@ -507,8 +510,9 @@ pub(crate) mod tests {
                 info.spaces,
                 info.cpu_access,
                 info.live,
+                info.dma_plan,
             ];
-            assert_eq!(has, [0, 1, 2, 3, 4].map(|n| n == feature));
+            assert_eq!(has, [0, 1, 2, 3, 4, 5].map(|n| n == feature));
         }
     }
 

@@ -80,6 +80,8 @@ pub enum Operation {
     Exchange,
     /// `P2M_AUDIT`.
     Audit,
+    /// `P2M_DMA_PLAN`.
+    DmaPlan,
 }
 
 impl fmt::Display for Operation {
@@ -117,6 +119,7 @@ impl fmt::Display for Operation {
             Self::Contiguous => "make the pages contiguous",
             Self::Exchange => "exchange the frames",
             Self::Audit => "audit the domain",
+            Self::DmaPlan => "plan DMA",
         })
     }
 }
@@ -331,6 +334,10 @@ impl Error {
                  be contiguous"
             }
             (Op::Exchange, Errno::INVAL) => "the ranges have a page in common",
+            (Op::DmaPlan, Errno::INVAL) => {
+                "the largest segment and the boundary have to be multiples of the alignment, and \
+                 alignment and boundary powers of two"
+            }
             (_, Errno::OVERFLOW) => "the range ends beyond the last possible PFN",
             (Op::Populate, Errno::FAULT) => "there is a page with nothing behind it",
             _ => return None,
@@ -413,6 +420,8 @@ mod tests {
             (Operation::Contiguous, Errno::FAULT, "p2m populate"),
             (Operation::Exchange, Errno::INVAL, "in common"),
             (Operation::Move, Errno::NOSPC, "split"),
+            (Operation::DmaPlan, Errno::INVAL, "powers of two"),
+            (Operation::DmaPlan, Errno::PERM, "CAP_SYS_ADMIN"),
         ] {
             let hint = hint(operation, errno).expect("known trouble");
             assert!(hint.contains(remedy), "{operation:?} {errno:?}: {hint}");

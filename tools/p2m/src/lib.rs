@@ -52,6 +52,7 @@
 compile_error!("the offsets of /dev/p2m need 64-bit Linux");
 
 mod abi;
+mod dma;
 mod domain;
 mod error;
 mod frame;
@@ -63,6 +64,7 @@ mod space;
 mod table;
 mod words;
 
+pub use dma::{Bytes, DmaFlags, DmaLimits, DmaPlan, DmaSegment, plan_dma};
 pub use domain::{Domain, Info, RegionBuilder, Runs, Stat};
 pub use error::{Error, Operation, Result};
 pub use frame::{Entry, EntryKind, Mfn, Pfn, Policy, Region, Run, UnknownPolicy, pages};

@@ -47,6 +47,10 @@ fn wrong_usage_exits_with_2_and_says_how_it_is_right() {
         "space dump --pid 1 --space 0x100000000",
         "space access --pid 1 --space 1 0 --words 0",
         "walk --pid 1 0",
+        "dma",
+        "dma plan --pid 1",
+        "dma plan --pid 1 0..9 --mask 65",
+        "dma plan --pid 1 0..9 --align 3",
         "completions bogus",
     ] {
         p2m(line)

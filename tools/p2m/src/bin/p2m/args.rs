@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
-use p2m::{Address, Level, Mfn, Pfn, Policy, PteFlags, SpaceId, pages};
+use p2m::{Address, DmaLimits, Level, Mfn, Pfn, Policy, PteFlags, SpaceId, pages};
 
 /// What all commands have in common.
 const GLOBAL: &str = "Global options";
@@ -89,6 +89,11 @@ pub(crate) enum Command {
     Exchange(Exchange),
     /// Have the module check everything that it knows about a domain.
     Audit(Target),
+    /// See memory of a domain as a device does.
+    Dma {
+        #[command(subcommand)]
+        command: DmaCommand,
+    },
     /// Print completions for a shell.
     Completions { shell: clap_complete::Shell },
 }
@@ -434,6 +439,72 @@ pub(crate) struct Exchange {
     pub(crate) other: Pfn,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum DmaCommand {
+    /// List the segments that a range is for a device, and say which must bounce, and why.
+    ///
+    /// The limits are those that a driver has in struct device_dma_parameters and struct
+    /// queue_limits; without an option there is none. Reasons to bounce are mask (the device can't
+    /// address it), straddle (the range is in more segments than it takes) and alignment; foreign,
+    /// identity and unbacked say that something isn't memory of the domain.
+    Plan(DmaPlan),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DmaPlan {
+    #[command(flatten)]
+    pub(crate) target: Target,
+
+    /// Begin so many bytes behind the beginning of the first page.
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_offset, hide_default_value = true)]
+    pub(crate) offset: u64,
+
+    /// So many bytes; otherwise all to the end of the last page.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) length: Option<u64>,
+
+    /// The bits of machine addresses that the device has.
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) mask: Option<u32>,
+
+    /// The largest segment.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) max_segment: Option<u64>,
+
+    /// No segment lies across a multiple of this power of two.
+    #[arg(long, value_name = "SIZE", value_parser = parse_power)]
+    pub(crate) boundary: Option<u64>,
+
+    /// The power of two that addresses and lengths of segments are multiples of.
+    #[arg(long, value_name = "SIZE", value_parser = parse_alignment)]
+    pub(crate) align: Option<u32>,
+
+    /// The most segments that the device takes at once: 1 if it can't gather.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_segments: Option<u32>,
+
+    /// Make the plan of the runs of the domain, too, and compare.
+    #[arg(long)]
+    pub(crate) check: bool,
+
+    /// A PFN, or START..END.
+    #[arg(value_name = "PFNS", value_parser = parse_range)]
+    pub(crate) range: Range<Pfn>,
+}
+
+impl DmaPlan {
+    /// Returns the device as the kernel has it.
+    pub(crate) fn limits(&self) -> DmaLimits {
+        DmaLimits {
+            dma_mask: self.mask.map_or(0, |bits| u64::MAX >> (u64::BITS - bits)),
+            max_segment_size: self.max_segment.unwrap_or(0),
+            segment_boundary_mask: self.boundary.map_or(0, |size| size - 1),
+            dma_alignment: self.align.unwrap_or(0),
+            max_segments: self.max_segments.unwrap_or(0),
+        }
+    }
+}
+
 /// Addresses as they are given: of one page, or a range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum AddressRange {
@@ -588,9 +659,75 @@ fn parse_size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Parses a size that may be nothing.
+fn parse_offset(text: &str) -> Result<u64, String> {
+    parse_number(text).or_else(|_| parse_size(text))
+}
+
+/// Parses a power of two, which more than one byte is.
+fn parse_power(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        1 => Err("must be more than a byte".to_owned()),
+        size if size.is_power_of_two() => Ok(size),
+        _ => Err("must be a power of two".to_owned()),
+    }
+}
+
+/// Parses a power of two, and returns the mask of what has to be 0.
+fn parse_alignment(text: &str) -> Result<u32, String> {
+    let mask = parse_power(text)? - 1;
+    mask.try_into().map_err(|_| "more than 4G".to_owned())
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Returns the arguments of `p2m dma plan`.
+    pub(crate) fn dma_plan(rest: &str) -> DmaPlan {
+        match parse(&format!("p2m dma plan --pid 1 {rest}")).map(|args| args.command) {
+            Ok(Command::Dma {
+                command: DmaCommand::Plan(plan),
+            }) => plan,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_device_has_the_limits_that_are_given() {
+        assert_eq!(dma_plan("1").limits(), DmaLimits::default());
+        let all =
+            dma_plan("1 --mask 28 --max-segment 64K --boundary 4G --align 4G --max-segments 9");
+        assert_eq!(
+            all.limits(),
+            DmaLimits {
+                dma_mask: 0xfff_ffff,
+                max_segment_size: 65536,
+                segment_boundary_mask: 0xffff_ffff,
+                dma_alignment: 0xffff_ffff,
+                max_segments: 9,
+            }
+        );
+        assert_eq!(dma_plan("1 --mask 64").limits().dma_mask, u64::MAX);
+        for (text, offset) in [("0", 0), ("0x10", 16), ("64K", 65536)] {
+            assert_eq!(dma_plan(&format!("1 --offset {text}")).offset, offset);
+        }
+        for wrong in [
+            "--mask 0",
+            "--mask 65",
+            "--max-segment 0",
+            "--boundary 5000",
+            "--boundary 1",
+            "--align 513",
+            "--align 8G",
+            "--max-segments 0",
+        ] {
+            assert!(
+                parse(&format!("p2m dma plan --pid 1 1 {wrong}")).is_err(),
+                "{wrong}"
+            );
+        }
+    }
 
     fn parse(line: &str) -> Result<Args, ErrorKind> {
         Args::try_parse_from(line.split_whitespace())
@@ -747,6 +884,7 @@ mod tests {
             "p2m contig 1",
             "p2m exchange 1 2",
             "p2m audit",
+            "p2m dma plan 1",
             "p2m walk --space 1 0",
             "p2m walk --pid 1 0",
             "p2m space create --pool 1..2",

@@ -5,6 +5,7 @@
 mod alloc;
 mod args;
 mod check;
+mod dma;
 mod format;
 mod inspect;
 mod layout;
@@ -48,6 +49,7 @@ fn run(args: &Args, out: &mut impl Write) -> Result<bool> {
         Command::Check(of) => inspect::check(args, of, out),
         Command::Plot(what) => plot::plot(args, what, out),
         Command::Space { command } => space::space(args, command, out),
+        Command::Dma { command } => dma::dma(args, command, out),
         Command::Walk(what) => space::walk(args, what, out),
         Command::Release(what) => live::release(args, what, out),
         Command::Populate(what) => live::populate(args, what, out),
