@@ -792,6 +792,9 @@ struct p2m_space_access {
  *
  * A page that is pinned by somebody else (for DMA or direct I/O, or as a table of
  * a space) can't get another frame. It is counted as busy and left alone.
+ *
+ * Large leaves of spaces that map pages which get other frames are split. If a
+ * table pool has too few pages for that, the command fails with ENOSPC.
  */
 
 /**
