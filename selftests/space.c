@@ -356,13 +356,13 @@ static void domain_open(struct __test_metadata *_metadata, struct domain *d)
 }
 
 static void domain_add_space(struct __test_metadata *_metadata,
-			     struct domain *d, enum backend backend,
+			     struct domain *d, enum backend kind,
 			     __u32 nr_levels, __u64 pool_pages)
 {
 	bool cpu_has_five = cpu_has_five_levels();
 
-	d->backend = backend;
-	d->created = test_cmd_space_create(d->fd, backend_names[backend],
+	d->backend = kind;
+	d->created = test_cmd_space_create(d->fd, backend_names[kind],
 					   nr_levels, POOL_PFN, pool_pages);
 	d->space = d->created.out_space;
 	d->end = nr_levels == 5 ? 1ULL << 56 : 1ULL << 47;
@@ -1262,11 +1262,14 @@ TEST_F(space, empty_tables_go_back_to_the_pool)
 			  first_nonzero(d->walker.pool, PAGES(needed)));
 	}
 	/* All but the root are the owner's again. */
-	for (pfn = POOL_PFN; pfn < POOL_PFN + needed; pfn++)
-		EXPECT_EQ(d->backend != NATIVE &&
-				  pfn == d->created.out_root_pfn ? SIGBUS : 0,
+	for (pfn = POOL_PFN; pfn < POOL_PFN + needed; pfn++) {
+		bool is_protected = d->backend != NATIVE &&
+				    pfn == d->created.out_root_pfn;
+
+		EXPECT_EQ(is_protected ? SIGBUS : 0,
 			  touch_write(d->mem + PAGES(pfn), 0))
 			TH_LOG("PFN %llu", pfn);
+	}
 }
 
 TEST_F(space, pools_are_of_populated_pages_of_no_other_pool)
@@ -2064,13 +2067,16 @@ TEST_F(leaf, is_large_only_where_frames_are_a_run)
 	static const __u64 bases[] = { RUN_PFN, RUN_PFN + 512, 1024 };
 	struct walker_walk walk;
 	unsigned int nr_large = 0;
-	size_t i, j, k;
+	size_t nr_cases = ARRAY_LEN(bases) * ARRAY_LEN(offsets) *
+			  ARRAY_LEN(offsets);
+	size_t nr_case;
 	__u64 n;
 
 	fill_all(d);
-	for (i = 0; i < ARRAY_LEN(bases); i++)
-	for (j = 0; j < ARRAY_LEN(offsets); j++)
-	for (k = 0; k < ARRAY_LEN(offsets); k++) {
+	for (nr_case = 0; nr_case < nr_cases; nr_case++) {
+		size_t k = nr_case % ARRAY_LEN(offsets);
+		size_t j = nr_case / ARRAY_LEN(offsets) % ARRAY_LEN(offsets);
+		size_t i = nr_case / ARRAY_LEN(offsets) / ARRAY_LEN(offsets);
 		__u64 address = ADDRESS + PAGES(offsets[j]);
 		__u64 pfn = bases[i] + offsets[k];
 		__u64 nr = bases[i] == 1024 ? 512 - offsets[k] :
