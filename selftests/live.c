@@ -966,6 +966,17 @@ static __u64 window_of(int fd, __u64 pfn)
 					    entry & ~(NR_WINDOW - 1);
 }
 
+/* Nothing is kept out of afterwards. */
+static void readmit_all(int fd)
+{
+	struct p2m_evacuate cmd;
+	__u64 window;
+
+	for (window = 0; window < max_mfn(fd); window += NR_WINDOW)
+		_test_cmd_evacuate(fd, P2M_EVACUATE_READMIT, window, NR_WINDOW,
+				   &cmd);
+}
+
 /* Until all pages were in a range that was cleared. */
 static int evacuate_all(int fd, unsigned int round, struct changed *changed)
 {
@@ -977,6 +988,8 @@ static int evacuate_all(int fd, unsigned int round, struct changed *changed)
 	changed->nr = changed->busy = 0;
 	if (!entries)
 		return -1;
+	/* The round before may have been killed. */
+	readmit_all(fd);
 	/* Not always in the order of PFNs. */
 	first = round * 389 % NR_PAGES;
 	for (i = 0; i < NR_PAGES && !ret; i++) {
@@ -995,10 +1008,7 @@ static int evacuate_all(int fd, unsigned int round, struct changed *changed)
 		changed->busy += cmd.out_busy;
 	}
 	free(entries);
-	/* Nothing is kept out in the next round. */
-	for (window = 0; window < max_mfn(fd); window += NR_WINDOW)
-		_test_cmd_evacuate(fd, P2M_EVACUATE_READMIT, window, NR_WINDOW,
-				   &cmd);
+	readmit_all(fd);
 	return ret;
 }
 
