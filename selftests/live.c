@@ -977,12 +977,19 @@ static void readmit_all(int fd)
 				   &cmd);
 }
 
+/*
+ * How many windows are kept out of at one time. The pages may be all over the
+ * machine: with all of their windows kept out of, none were left to go to.
+ */
+#define NR_KEPT_OUT 8
+
 /* Until all pages were in a range that was cleared. */
 static int evacuate_all(int fd, unsigned int round, struct changed *changed)
 {
 	__u64 *entries = range_to_entries(fd, BASE_PFN, NR_PAGES);
+	__u64 i, first, window, kept_out[NR_KEPT_OUT];
+	unsigned int nr_kept_out = 0;
 	struct p2m_evacuate cmd;
-	__u64 i, first, window;
 	int ret = 0;
 
 	changed->nr = changed->busy = 0;
@@ -994,6 +1001,7 @@ static int evacuate_all(int fd, unsigned int round, struct changed *changed)
 	first = round * 389 % NR_PAGES;
 	for (i = 0; i < NR_PAGES && !ret; i++) {
 		__u64 index = (first + i) % NR_PAGES;
+		__u64 *oldest = &kept_out[nr_kept_out % NR_KEPT_OUT];
 
 		/* Moved, or left alone, with another one. */
 		if (entries[index] == P2M_ENTRY_INVALID)
@@ -1002,6 +1010,12 @@ static int evacuate_all(int fd, unsigned int round, struct changed *changed)
 		for (__u64 j = 0; j < NR_PAGES; j++)
 			if (entries[j] - window < NR_WINDOW)
 				entries[j] = P2M_ENTRY_INVALID;
+		if (nr_kept_out++ >= NR_KEPT_OUT)
+			ret = _test_cmd_evacuate(fd, P2M_EVACUATE_READMIT,
+						 *oldest, NR_WINDOW, &cmd);
+		if (ret)
+			break;
+		*oldest = window;
 		ret = _test_cmd_evacuate(fd, P2M_EVACUATE_KEEP_OUT, window,
 					 NR_WINDOW, &cmd);
 		changed->nr += cmd.out_pages;
