@@ -47,14 +47,17 @@ impl Entry {
     /// [`Invalid`](Self::Invalid).
     #[inline]
     pub const fn from_raw(word: u64) -> Self {
+        // What nearly all words are needs one comparison.
+        if let Some(mfn) = Mfn::new(word) {
+            return Self::Present(mfn);
+        }
         // `INVALID` needs no case of its own: without its two tag bits it's not an MFN.
         match Mfn::new(word & !(FOREIGN | IDENTITY)) {
             None => Self::Invalid,
             Some(mfn) => match (word & FOREIGN != 0, word & IDENTITY != 0) {
-                (false, false) => Self::Present(mfn),
                 (true, false) => Self::Foreign(mfn),
                 (false, true) => Self::Identity(mfn),
-                (true, true) => Self::Invalid,
+                _ => Self::Invalid,
             },
         }
     }

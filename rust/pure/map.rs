@@ -242,7 +242,8 @@ impl Maps {
     #[inline]
     pub fn mfn_to_pfn<S: TableStore>(&self, store: &S, mfn: Mfn) -> Option<Pfn> {
         let pfn = Pfn::new(self.m2p.load(store, mfn.get()))?;
-        (self.lookup(store, pfn) == Entry::Present(mfn)).then_some(pfn)
+        // The word of `Entry::Present` is the number, and no other entry has that word.
+        (self.p2m.load(store, pfn.get()) == mfn.get()).then_some(pfn)
     }
 
     /// Returns the leaf of a map with the word at `index`: the shared missing one where there is

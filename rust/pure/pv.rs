@@ -593,6 +593,13 @@ pub static P2M_LOSSLESS: P2m = P2m {
     unbacked: Unbacked::NotPresent,
 };
 
+/// Returns whether an entry at `level`, with this [`frame_mask()`], has room for a frame number: a
+/// large leaf has none for a frame that isn't aligned.
+#[inline]
+const fn has_room(level: usize, mask: u64, number: u64) -> bool {
+    level == 0 || (number << PAGE_SHIFT) & !mask == 0
+}
+
 impl P2m {
     /// As `pte_pfn_to_mfn()`.
     #[inline]
@@ -602,12 +609,22 @@ impl P2m {
             return val;
         }
         let mask = frame_mask(level, val);
-        let mfn = machine.entry((val & mask) >> PAGE_SHIFT).mfn();
-        match (mfn.map(|mfn| mfn.get() << PAGE_SHIFT), self.unbacked) {
-            // A large leaf has no room for a frame that isn't aligned.
-            (Some(address), _) if address & !mask == 0 => address | val & !mask,
-            (_, Unbacked::Empty) => 0,
-            (_, Unbacked::NotPresent) => val & !bits::PRESENT,
+        match machine.entry((val & mask) >> PAGE_SHIFT).mfn() {
+            Some(mfn) if has_room(level, mask, mfn.get()) => {
+                (mfn.get() << PAGE_SHIFT) | val & !mask
+            }
+            _ => self.unbacked(val),
+        }
+    }
+
+    /// Returns the entry for a PFN with nothing behind it.
+    // Apart, so that what is nearly always taken has less to keep.
+    #[cold]
+    #[inline(never)]
+    fn unbacked(&self, val: u64) -> u64 {
+        match self.unbacked {
+            Unbacked::Empty => 0,
+            Unbacked::NotPresent => val & !bits::PRESENT,
         }
     }
 
@@ -619,17 +636,26 @@ impl P2m {
             return word;
         }
         let mask = frame_mask(level, word);
-        let flags = word & !mask;
-        let number = (word & mask) >> PAGE_SHIFT;
-        let pfn = Mfn::new(number).and_then(|mfn| match machine.mfn_to_pfn(mfn) {
-            Some(pfn) => Some(pfn.get()),
-            // Xen takes every number above its table for an identity. Here it's one only if the
-            // P2M says so.
-            None => (machine.entry(number) == Entry::Identity(mfn)).then_some(number),
-        });
-        match pfn.map(|pfn| pfn << PAGE_SHIFT) {
-            Some(address) if address & !mask == 0 => address | flags,
-            _ => flags & !bits::PRESENT,
+        let pfn = Mfn::new((word & mask) >> PAGE_SHIFT).and_then(|mfn| machine.mfn_to_pfn(mfn));
+        match pfn {
+            Some(pfn) if has_room(level, mask, pfn.get()) => {
+                (pfn.get() << PAGE_SHIFT) | word & !mask
+            }
+            Some(_) => word & !mask & !bits::PRESENT,
+            None => Self::unowned(machine, level, word),
+        }
+    }
+
+    /// Returns what an entry with a frame that isn't at a PFN of the domain means.
+    ///
+    /// Xen takes every number above its table for an identity. Here it's one only if the P2M says so.
+    #[cold]
+    #[inline(never)]
+    fn unowned(machine: &dyn Machine, level: usize, word: u64) -> u64 {
+        let number = frame(level, word);
+        match machine.entry(number) {
+            Entry::Identity(mfn) if mfn.get() == number => word,
+            _ => word & !frame_mask(level, word) & !bits::PRESENT,
         }
     }
 

@@ -78,6 +78,7 @@ struct Root {
 }
 
 impl Root {
+    #[inline]
     fn from_word(word: u64) -> Self {
         Self {
             id: TableId::untag(word),
@@ -91,15 +92,20 @@ impl Root {
     }
 
     /// Returns whether a tree of this height has a place for `index`.
+    #[inline]
     fn covers(self, index: u64) -> bool {
         shift(index, self.level) < TABLE_WORDS as u64
     }
 }
 
 /// Returns the part of an index that selects a word at `level`, with what is above it.
+///
+/// A level is at most [`MAX_LEVEL`], so nothing wraps. Checks of that would take as long as the rest
+/// of a lookup.
 #[inline]
 const fn shift(index: u64, level: usize) -> u64 {
-    index >> (TABLE_BITS as usize * level)
+    // CAST: A level is small.
+    index.wrapping_shr(TABLE_BITS.wrapping_mul(level as u32))
 }
 
 /// Returns the number of indices that a word at `level` stands for.
@@ -153,8 +159,17 @@ impl Sparse {
             return None;
         }
         let mut id = root.id;
-        for level in (1..=root.level).rev() {
-            id = TableId::untag(store.table(id).load(shift(index, level)));
+        let mut follow = |level| id = TableId::untag(store.table(id).load(shift(index, level)));
+        // All translations wait for this. Few trees are higher than two levels of links, which have
+        // shifts that are constants.
+        if root.level > 2 {
+            (3..=root.level).rev().for_each(&mut follow);
+        }
+        if root.level >= 2 {
+            follow(2);
+        }
+        if root.level >= 1 {
+            follow(1);
         }
         Some(id)
     }
