@@ -129,6 +129,7 @@ commands! {
     p2m_fail_nth = P2M_CMD_FAIL_NTH, 24, 0;
     p2m_guard_check = P2M_CMD_GUARD_CHECK, 72, P2M_GUARD_REFILL;
     p2m_dma_plan = P2M_CMD_DMA_PLAN, 112, 0;
+    p2m_dma_buf_export = P2M_CMD_DMA_BUF_EXPORT, 32, 0;
 }
 
 // What the header says and the pure part knows, too.

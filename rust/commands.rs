@@ -11,6 +11,7 @@ use crate::{
     abi,
     compat::EOPNOTSUPP,
     cpu,
+    dma_buf,
     domain::{
         self,
         Domain,
@@ -57,6 +58,9 @@ pub(crate) fn info(domain: &Domain, command: &mut abi::p2m_info) -> Result {
     command.out_max_total_pages = frames::max_total();
     command.out_max_regions = domain::max_regions();
     command.out_default_policy = domain::default_policy();
+    if dma_buf::is_supported() {
+        command.out_features |= u64::from(abi::P2M_FEATURE_DMA_BUF);
+    }
     if cpu::availability().is_ok() {
         command.out_features |= u64::from(abi::P2M_FEATURE_CPU_ACCESS);
     }

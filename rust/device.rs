@@ -30,6 +30,7 @@ use crate::{
         CHUNK,
         ENTRY_SIZE, //
     },
+    dma_buf,
     dma_commands,
     domain::Domain,
     live_commands,
@@ -89,6 +90,7 @@ impl MiscDevice for Domain {
             p2m_fail_nth => commands::fail_nth,
             p2m_guard_check => live_commands::check_guards,
             p2m_dma_plan => dma_commands::plan,
+            p2m_dma_buf_export => dma_buf::export,
         })
     }
 
@@ -142,5 +144,12 @@ impl MiscDevice for Domain {
         seq_print!(m, "p2m-generation:\t{}\n", stat.out_generation);
         seq_print!(m, "p2m-faults:\t{}\n", stat.out_faults);
         seq_print!(m, "p2m-fault-pages:\t{}\n", stat.out_fault_pages);
+        let usage = me.importers().usage();
+        seq_print!(m, "p2m-dma-bufs:\t{}\n", usage.nr_buffers);
+        seq_print!(m, "p2m-dma-attached:\t{}\n", usage.nr_attached);
+        seq_print!(m, "p2m-dma-ever-attached:\t{}\n", usage.nr_ever_attached);
+        if let Some(name) = usage.last_device() {
+            seq_print!(m, "p2m-dma-device:\t{}\n", name);
+        }
     }
 }

@@ -42,12 +42,14 @@ use crate::{
         EOPNOTSUPP,
         EUCLEAN, //
     },
+    dma_buf::Importers,
     ffi,
     frames::{
         self,
         Charge,
         Filtered,
         Origin,
+        Pages,
         Source, //
     },
     inject::Injection,
@@ -221,6 +223,8 @@ pub(crate) struct Domain {
     /// Pages that belong to spaces.
     claims: Claims,
     injection: Arc<Injection>,
+    /// Who uses dma-bufs of the domain.
+    importers: Arc<Importers>,
     /// The operations of the file, which tell that a file is a domain's.
     operations: *const bindings::file_operations,
     /// The number by which tracepoints and fdinfo call the domain.
@@ -240,6 +244,7 @@ impl Domain {
     /// Makes an empty domain for a file that is being opened.
     pub(crate) fn new(file: &File) -> Result<Pin<KBox<Self>>> {
         let injection = Arc::new(Injection::new(), GFP_KERNEL_ACCOUNT)?;
+        let importers = Importers::new()?;
         let store = Store::new(injection.clone())?;
         let id = NEXT_ID.fetch_add(1, Relaxed);
         let (maps, writer) = Maps::new(&store)?;
@@ -259,6 +264,7 @@ impl Domain {
                 nr_fault_pages: Atomic::new(0),
                 claims,
                 injection,
+                importers,
                 // SAFETY: `file` is valid, and has its operations already.
                 operations: unsafe { (*file.as_ptr()).f_op },
                 id,
@@ -305,6 +311,11 @@ impl Domain {
     /// Returns what fails on purpose.
     pub(crate) fn injection(&self) -> &Injection {
         &self.injection
+    }
+
+    /// Returns who uses dma-bufs of the domain.
+    pub(crate) fn importers(&self) -> &Arc<Importers> {
+        &self.importers
     }
 
     /// Returns where frames for the domain come from.

@@ -2,7 +2,8 @@
 
 //! C functions of this module.
 //!
-//! C headers: [`rust/helpers.h`](helpers.h), [`rust/cpu_access.h`](cpu_access.h)
+//! C headers: [`rust/helpers.h`](helpers.h), [`rust/cpu_access.h`](cpu_access.h),
+//! [`rust/dma_buf.h`](dma_buf.h)
 
 use kernel::{
     bindings,
@@ -42,6 +43,14 @@ extern "C" {
     pub(crate) fn p2m_mapping_unlock(mapping: *mut bindings::address_space);
     pub(crate) fn p2m_mapping_lock_shared(mapping: *mut bindings::address_space);
     pub(crate) fn p2m_mapping_unlock_shared(mapping: *mut bindings::address_space);
+
+    pub(crate) fn p2m_dma_buf_is_supported() -> bool;
+    pub(crate) fn p2m_dma_buf_export(
+        pages: *mut *mut bindings::page,
+        nr_pages: c_uint,
+        fd_flags: c_int,
+        owner: *mut c_void,
+    ) -> c_int;
 
     pub(crate) fn p2m_trace_change(domain: u64, pfn: u64, old: u64, new: u64);
     pub(crate) fn p2m_trace_region(domain: u64, base: u64, nr_pages: u64, created: bool);

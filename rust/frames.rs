@@ -319,6 +319,56 @@ impl Source {
     }
 }
 
+/// References to frames, in order, which somebody has and keeps while they are taken.
+///
+/// # Invariants
+///
+/// All are valid pages of order 0, to each of which we have a reference.
+pub(crate) struct Pages {
+    pages: KVVec<*mut bindings::page>,
+}
+
+// SAFETY: References to pages are counted atomically and can be put by anybody.
+unsafe impl Send for Pages {}
+// SAFETY: A shared one does nothing.
+unsafe impl Sync for Pages {}
+
+impl Pages {
+    /// Makes room for `nr_pages`.
+    pub(crate) fn with_capacity(nr_pages: u64) -> Result<Self> {
+        let nr_pages = usize::try_from(nr_pages).map_err(|_| ENOMEM)?;
+        // INVARIANT: There are none.
+        Ok(Self {
+            pages: KVVec::with_capacity(nr_pages, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?,
+        })
+    }
+
+    /// Takes a reference to a frame that somebody else has and keeps meanwhile, if there is room.
+    pub(crate) fn hold(&mut self, mfn: Mfn) -> Result {
+        self.pages
+            .push_within_capacity(Source::page(mfn))
+            .map_err(|_| EINVAL)?;
+        // INVARIANT: It's one of the page allocator's, and here is the reference.
+        Source::take_reference(mfn);
+        Ok(())
+    }
+
+    /// Returns where the pages are and how many. They stay there until this is dropped.
+    pub(crate) fn as_raw(&mut self) -> Result<(*mut *mut bindings::page, c_uint)> {
+        let nr_pages = c_uint::try_from(self.pages.len()).map_err(|_| EOVERFLOW)?;
+        Ok((self.pages.as_mut_ptr(), nr_pages))
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        for &page in &self.pages {
+            // SAFETY: By the type invariants, which give up the reference here.
+            unsafe { bindings::__free_pages(page, 0) };
+        }
+    }
+}
+
 /// Who has references to a frame, at one moment.
 pub(crate) struct References {
     /// References besides the domain's own and those of mappings.

@@ -36,6 +36,7 @@ mod commands;
 mod compat;
 mod cpu;
 mod device;
+mod dma_buf;
 mod dma_commands;
 mod domain;
 mod ffi;

@@ -272,6 +272,16 @@ static int lender(void)
 }
 
 /* Its slots are taken, which is a matter of each slot. */
+static void fill_dma_buf_export(struct arena *arena, void *arg)
+{
+	struct p2m_dma_buf_export *cmd = arg;
+
+	(void)arena;
+	cmd->start_pfn = BASE_PFN;
+	cmd->nr_pages = NR_PAGES;
+	cmd->fd_flags = O_RDWR | O_CLOEXEC;
+}
+
 static void fill_foreign_map(struct arena *arena, void *arg)
 {
 	struct p2m_foreign_map *cmd = arg;
@@ -486,8 +496,12 @@ COMMAND(foreign_unmap, .nr = P2M_FOREIGN_UNMAP,
 COMMAND(identity, .nr = P2M_IDENTITY, .size = sizeof(struct p2m_identity),
 	.has_out = true, .fill = fill_identity);
 
+COMMAND(dma_buf_export, .nr = P2M_DMA_BUF_EXPORT,
+	.size = sizeof(struct p2m_dma_buf_export), .has_out = true,
+	.feature = P2M_FEATURE_DMA_BUF, .fill = fill_dma_buf_export);
+
 /* The last command that there is. */
-#define LAST_COMMAND P2M_CMD_IDENTITY
+#define LAST_COMMAND P2M_CMD_DMA_BUF_EXPORT
 
 /* A new domain with the region that the valid arguments speak of. */
 static int new_domain(struct __test_metadata *_metadata)
@@ -550,7 +564,13 @@ static void fill(const FIXTURE_VARIANT(command) * variant,
 
 static int call(const FIXTURE_VARIANT(command) * variant, int fd, void *arg)
 {
-	return variant->call(fd, variant->nr, arg);
+	const struct p2m_dma_buf_export *cmd = arg;
+	int ret = variant->call(fd, variant->nr, arg);
+
+	/* The same descriptor next time, and no pages that are kept. */
+	if (!ret && variant->nr == P2M_DMA_BUF_EXPORT && cmd->out_fd >= 0)
+		close(cmd->out_fd);
+	return ret;
 }
 
 FIXTURE_SETUP(command)

@@ -385,6 +385,17 @@ ABI_MEMBER(p2m_fail_nth, flags, 4, 4);
 ABI_MEMBER(p2m_fail_nth, nth, 8, 8);
 ABI_MEMBER(p2m_fail_nth, out_left, 16, 8);
 
+ABI_VALUE(P2M_DMA_BUF_EXPORT, 0xbb9e);
+ABI_VALUE(P2M_FEATURE_DMA_BUF, 64);
+
+ABI_SIZE(p2m_dma_buf_export, 32);
+ABI_MEMBER(p2m_dma_buf_export, size, 0, 4);
+ABI_MEMBER(p2m_dma_buf_export, flags, 4, 4);
+ABI_MEMBER(p2m_dma_buf_export, start_pfn, 8, 8);
+ABI_MEMBER(p2m_dma_buf_export, nr_pages, 16, 8);
+ABI_MEMBER(p2m_dma_buf_export, fd_flags, 24, 4);
+ABI_MEMBER(p2m_dma_buf_export, out_fd, 28, 4);
+
 ABI_VALUE(P2M_DMA_PLAN, 0xbb98);
 ABI_VALUE(P2M_FEATURE_DMA_PLAN, 32);
 ABI_VALUE(P2M_DMA_MASK, 1);

@@ -5,6 +5,7 @@
  * the domain is as before, or has got as far as the command says; nothing is
  * lost, and no page has other contents.
  */
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -259,6 +260,20 @@ static int undo_space_split(const struct domain *d)
 	       space_map(d->fd, d->space, ALIGNED, NR_ALIGNED);
 }
 
+static int run_export(const struct domain *d)
+{
+	struct p2m_dma_buf_export cmd = {
+		.size = sizeof(cmd),
+		.start_pfn = ALIGNED,
+		.nr_pages = 100,
+		.fd_flags = O_RDWR,
+	};
+
+	if (ioctl(d->fd, P2M_DMA_BUF_EXPORT, &cmd))
+		return -1;
+	return close(cmd.out_fd);
+}
+
 static const struct command commands[] = {
 	{ "region_create", true, true, run_create, undo_create },
 	{ "region_create guarded", true, true, run_create_guarded, undo_create },
@@ -273,6 +288,7 @@ static const struct command commands[] = {
 	{ "space_map", true, true, run_space_map, undo_space_map },
 	{ "space_unmap a part of a large leaf", false, true, run_space_split,
 	  undo_space_split },
+	{ "dma_buf_export", true, true, run_export, NULL },
 };
 
 FIXTURE(failing) {
@@ -299,6 +315,7 @@ VARIANT(7, exchange);
 VARIANT(8, space_create);
 VARIANT(9, space_map);
 VARIANT(10, space_unmap_part);
+VARIANT(11, dma_buf_export);
 
 FIXTURE_SETUP(failing)
 {

@@ -91,6 +91,7 @@
 #define P2M_CMD_FOREIGN_MAP 0x99
 #define P2M_CMD_FOREIGN_UNMAP 0x9a
 #define P2M_CMD_IDENTITY 0x9b
+#define P2M_CMD_DMA_BUF_EXPORT 0x9e
 
 /**
  * DOC: entries
@@ -178,6 +179,7 @@ struct p2m_header {
 #define P2M_FEATURE_CPU_ACCESS (1ULL << 3) /* P2M_SPACE_ACCESS works here */
 #define P2M_FEATURE_LIVE (1ULL << 4) /* P2M_RELEASE .. P2M_AUDIT */
 #define P2M_FEATURE_DMA_PLAN (1ULL << 5) /* P2M_DMA_PLAN */
+#define P2M_FEATURE_DMA_BUF (1ULL << 6) /* P2M_DMA_BUF_EXPORT */
 
 /**
  * struct p2m_info - ioctl(P2M_INFO)
@@ -1241,5 +1243,39 @@ struct p2m_dma_plan {
 	__aligned_u64 out_bounced_bytes;
 };
 #define P2M_DMA_PLAN _IO(P2M_IOCTL_TYPE, P2M_CMD_DMA_PLAN)
+
+/**
+ * struct p2m_dma_buf_export - ioctl(P2M_DMA_BUF_EXPORT)
+ * @size: sizeof(struct p2m_dma_buf_export).
+ * @flags: Must be 0.
+ * @start_pfn: First PFN.
+ * @nr_pages: Number of pages, not 0.
+ * @fd_flags: O_RDONLY, O_WRONLY or O_RDWR for mappings of the dma-buf, and
+ *            O_CLOEXEC, as in struct dma_heap_allocation_data.
+ * @out_fd: A descriptor of the dma-buf, or -1.
+ *
+ * Makes a dma-buf of a range, to be handed to drivers. Each device that it's
+ * mapped for gets a bus address for each run of frames that it takes in one piece.
+ *
+ * The pages keep their frames as long as the dma-buf lives: for all commands they
+ * are pinned. When they are released, or their region or domain goes, they leave the
+ * domain only. They count once more against limits and RLIMIT_MEMLOCK. /proc/pid/fdinfo
+ * of the domain says how many dma-bufs it has, and which device attached last.
+ *
+ *  - EOPNOTSUPP: the kernel has no dma-bufs.
+ *  - ENOENT: a PFN of the range is in no region.
+ *  - EFAULT: a page of the range isn't populated, is a table of a space, or is no
+ *    memory.
+ *  - EMFILE: too many descriptors.
+ */
+struct p2m_dma_buf_export {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 start_pfn;
+	__aligned_u64 nr_pages;
+	__u32 fd_flags;
+	__s32 out_fd;
+};
+#define P2M_DMA_BUF_EXPORT _IO(P2M_IOCTL_TYPE, P2M_CMD_DMA_BUF_EXPORT)
 
 #endif /* _UAPI_P2M_H */

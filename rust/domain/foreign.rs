@@ -25,6 +25,21 @@ impl Domain {
         }
     }
 
+    /// Takes references to all pages of a range, foreign ones as well.
+    pub(crate) fn hold(&self, range: PfnRange) -> Result<Pages> {
+        self.injection.check(ENOMEM)?;
+        let mut pages = Pages::with_capacity(range.nr_pages())?;
+        // No frame can go under the lock.
+        let state = self.state.lock();
+        state.check_populated(range)?;
+        for pfn in range.iter() {
+            let is_table = self.claims.is_table(&self.store, pfn.get());
+            let frame = self.maps.lookup(&self.store, pfn).memory();
+            pages.hold(frame.filter(|_| !is_table).ok_or(EFAULT)?)?;
+        }
+        Ok(pages)
+    }
+
     /// Puts foreign frames, to which the caller has references, at PFNs from `start` on where there
     /// is nothing. Where that can't be, the reference goes, and `errors` says why.
     pub(crate) fn put_foreign(&self, start: u64, frames: &[Option<Mfn>], errors: &mut [i32]) {

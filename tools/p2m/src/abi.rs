@@ -73,6 +73,7 @@ commands! {
     p2m_exchange = P2M_CMD_EXCHANGE;
     p2m_audit = P2M_CMD_AUDIT;
     p2m_dma_plan = P2M_CMD_DMA_PLAN;
+    p2m_dma_buf_export = P2M_CMD_DMA_BUF_EXPORT;
 }
 
 // What is in use can't change: these are the numbers of the first release, not what the header
@@ -101,6 +102,7 @@ const _: () = {
     assert!(p2m_exchange::OPCODE == 0xbb94);
     assert!(p2m_audit::OPCODE == 0xbb95);
     assert!(p2m_dma_plan::OPCODE == 0xbb98);
+    assert!(p2m_dma_buf_export::OPCODE == 0xbb9e);
 
     assert!(ENTRY_INVALID == u64::MAX);
     assert!(ENTRY_FOREIGN == 1 << 63);
@@ -129,6 +131,7 @@ const _: () = {
     assert!(P2M_FEATURE_CPU_ACCESS == 8);
     assert!(P2M_FEATURE_LIVE == 16);
     assert!(P2M_FEATURE_DMA_PLAN == 32);
+    assert!(P2M_FEATURE_DMA_BUF == 64);
 
     assert!(P2M_PTE_RW == 1 << 1);
     assert!(P2M_PTE_USER == 1 << 2);
@@ -263,5 +266,8 @@ assert_layout! {
         segment_boundary_mask: 40, max_segment_size: 48, dma_alignment: 56, max_segments: 60,
         position: 64, segments: 72, nr: 80, out_nr: 84, out_next: 88, out_bounced: 96,
         out_bounced_bytes: 104,
+    }
+    p2m_dma_buf_export: >= 32 {
+        size: 0, flags: 4, start_pfn: 8, nr_pages: 16, fd_flags: 24, out_fd: 28,
     }
 }
