@@ -105,7 +105,7 @@ commands! {
     p2m_stat = P2M_CMD_STAT, 96, 0;
     p2m_region_create = P2M_CMD_REGION_CREATE, 72, REGION_FLAGS;
     p2m_region_destroy = P2M_CMD_REGION_DESTROY, 16, 0;
-    p2m_region_list = P2M_CMD_REGION_LIST, 40, 0;
+    p2m_region_list = P2M_CMD_REGION_LIST, 48, 0;
     p2m_translate = P2M_CMD_TRANSLATE, 32, P2M_TRANSLATE_M2P;
     p2m_runs = P2M_CMD_RUNS, 48, 0;
     p2m_space_create = P2M_CMD_SPACE_CREATE, 72, 0;
@@ -116,6 +116,7 @@ commands! {
     p2m_space_walk = P2M_CMD_SPACE_WALK, 224, 0;
     p2m_space_dump = P2M_CMD_SPACE_DUMP, 48, 0;
     p2m_space_access = P2M_CMD_SPACE_ACCESS, 64, 0;
+    p2m_space_list = P2M_CMD_SPACE_LIST, 32, 0;
     p2m_release = P2M_CMD_RELEASE, 40, 0;
     p2m_populate = P2M_CMD_POPULATE, 40, 0;
     p2m_move = P2M_CMD_MOVE, 64, 0;

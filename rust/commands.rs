@@ -154,10 +154,21 @@ pub(crate) fn region_destroy(domain: &Domain, command: &mut abi::p2m_region_dest
 /// `P2M_REGION_LIST`
 pub(crate) fn region_list(domain: &Domain, command: &mut abi::p2m_region_list) -> Result {
     command.out_nr = 0;
-    let slice = abi::user_slice::<abi::p2m_region>(command.regions, command.nr)?;
-    let limit = usize::try_from(command.nr).map_err(|_| EOVERFLOW)?;
+    let (nr, has_constraints) = (command.nr, command.constraints != 0);
+    let mut regions = abi::user_slice::<abi::p2m_region>(command.regions, nr)?.writer();
+    let constraints = abi::user_slice::<abi::p2m_constraint>(command.constraints, nr)?;
+    let mut constraints = constraints.writer();
+    let limit = usize::try_from(nr).map_err(|_| EOVERFLOW)?;
     let (list, total) = domain.list(command.start_pfn, limit)?;
-    slice.writer().write_slice(list.as_bytes())?;
+    for (index, listed) in list.iter().enumerate() {
+        if index % CHUNK == 0 {
+            check_killed()?;
+        }
+        regions.write_slice(listed.region.as_bytes())?;
+        if has_constraints {
+            constraints.write_slice(listed.constraint.as_bytes())?;
+        }
+    }
     // CAST: Not more than `nr`, which is a `u32`.
     command.out_nr = list.len() as u32;
     command.out_total = total;

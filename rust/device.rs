@@ -77,6 +77,7 @@ impl MiscDevice for Domain {
             p2m_space_walk => space_commands::walk,
             p2m_space_dump => space_commands::dump,
             p2m_space_access => space_commands::access,
+            p2m_space_list => space_commands::list,
             p2m_release => live_commands::release,
             p2m_populate => live_commands::populate,
             p2m_move => live_commands::move_pages,
@@ -144,6 +145,7 @@ impl MiscDevice for Domain {
         seq_print!(m, "p2m-generation:\t{}\n", stat.out_generation);
         seq_print!(m, "p2m-faults:\t{}\n", stat.out_faults);
         seq_print!(m, "p2m-fault-pages:\t{}\n", stat.out_fault_pages);
+        me.counters().show(m);
         let usage = me.importers().usage();
         seq_print!(m, "p2m-dma-bufs:\t{}\n", usage.nr_buffers);
         seq_print!(m, "p2m-dma-attached:\t{}\n", usage.nr_attached);

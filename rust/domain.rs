@@ -42,18 +42,26 @@ use crate::{
         EOPNOTSUPP,
         EUCLEAN, //
     },
+    counters::{
+        Counter,
+        Counters, //
+    },
     dma_buf::Importers,
     ffi,
     frames::{
         self,
         Charge,
+        Excluded,
         Filtered,
         Origin,
         Pages,
         Source, //
     },
     inject::Injection,
-    mapping::Mapping,
+    mapping::{
+        Mapping,
+        Tracer, //
+    },
     pure::{
         entry::{
             self,
@@ -74,7 +82,6 @@ use crate::{
             Writer, //
         },
         policy::{
-            Exclusions,
             FrameSource,
             Policy, //
         },
@@ -133,6 +140,42 @@ struct Region {
     charge: Option<Charge>,
 }
 
+/// A region as `P2M_REGION_LIST` tells of it.
+pub(crate) struct Listed {
+    pub(crate) region: abi::p2m_region,
+    pub(crate) constraint: abi::p2m_constraint,
+}
+
+impl Region {
+    fn listed(&self) -> Listed {
+        let Origin { constraint, node } = self.origin;
+        let has = |flag| self.flags & flag != 0;
+        let (divisor, colour) = constraint.colour.unwrap_or((0, 0));
+        let (start_mfn, end_mfn) = match has(abi::P2M_REGION_RANGE) {
+            true => constraint.range,
+            false => (0, 0),
+        };
+        Listed {
+            region: abi::p2m_region {
+                base_pfn: self.range.start().get(),
+                nr_pages: self.range.nr_pages(),
+                seed: self.seed,
+                policy: self.policy,
+                flags: self.flags,
+            },
+            constraint: abi::p2m_constraint {
+                start_mfn,
+                end_mfn,
+                // CAST: A node isn't negative.
+                node: node.unwrap_or(0) as u32,
+                divisor,
+                colour,
+                __reserved: 0,
+            },
+        }
+    }
+}
+
 /// What changes about a domain.
 struct State {
     /// The right to change the maps.
@@ -146,7 +189,7 @@ struct State {
     is_fresh: bool,
     spaces: Spaces,
     /// Machine frames that the domain keeps out of.
-    exclusions: Exclusions,
+    exclusions: Excluded,
 }
 
 impl State {
@@ -220,6 +263,7 @@ pub(crate) struct Domain {
     sees_mfns: bool,
     nr_faults: Atomic<u64>,
     nr_fault_pages: Atomic<u64>,
+    counters: Counters,
     /// Pages that belong to spaces.
     claims: Claims,
     injection: Arc<Injection>,
@@ -262,6 +306,7 @@ impl Domain {
                 sees_mfns,
                 nr_faults: Atomic::new(0),
                 nr_fault_pages: Atomic::new(0),
+                counters: Counters::new(),
                 claims,
                 injection,
                 importers,
@@ -276,7 +321,7 @@ impl Domain {
                     nr_pages: 0,
                     is_fresh: true,
                     spaces: Spaces::new(claims_writer),
-                    exclusions: Exclusions::new(),
+                    exclusions: Excluded::NOTHING,
                 }),
             }),
             GFP_KERNEL_ACCOUNT,
@@ -308,6 +353,11 @@ impl Domain {
         self.operations
     }
 
+    /// Returns what counts what happens to pages.
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
     /// Returns what fails on purpose.
     pub(crate) fn injection(&self) -> &Injection {
         &self.injection
@@ -320,7 +370,7 @@ impl Domain {
 
     /// Returns where frames for the domain come from.
     fn source(&self, state: &State, origin: Origin) -> Filtered {
-        Filtered::new(self.injection.clone(), origin, state.exclusions)
+        Filtered::new(self.injection.clone(), origin, state.exclusions.clone())
     }
 
     /// Returns the maps, to look something up, and the store of their tables.
@@ -469,16 +519,9 @@ impl Domain {
             region.charge = Some(charge);
         }
         state.is_fresh = false;
-        self.trace_region(range, true);
+        trace_region(self.id, range, true);
         self.update_end(&mut state);
         Ok(())
-    }
-
-    fn trace_region(&self, range: PfnRange, is_new: bool) {
-        // SAFETY: It has no requirements.
-        unsafe {
-            ffi::p2m_trace_region(self.id, range.start().get(), range.nr_pages(), is_new);
-        }
     }
 
     /// Puts frames into the maps.
@@ -493,11 +536,13 @@ impl Domain {
                 let entry = Entry::Present(mfn);
                 let result = self.maps.set(writer, &self.store, &views, pfn, entry);
                 if let Err(error) = result {
+                    self.counters.add(Counter::Populated, nr_done as u64);
                     return (nr_done, Err(error.into()));
                 }
                 nr_done += 1;
             }
         }
+        self.counters.add(Counter::Populated, nr_done as u64);
         (nr_done, Ok(()))
     }
 
@@ -522,10 +567,15 @@ impl Domain {
     }
 
     /// Takes a range out of all page tables and out of the maps.
-    fn depopulate(&self, writer: &mut Writer, range: PfnRange, release: impl FnMut(Gone)) {
+    fn depopulate(&self, writer: &mut Writer, range: PfnRange, mut release: impl FnMut(Gone)) {
+        let mut nr_frames = 0;
         let views = self.mapping.lock();
         views.unmap(range);
-        self.maps.clear(writer, &self.store, &views, range, release);
+        self.maps.clear(writer, &self.store, &views, range, |gone| {
+            nr_frames += u64::from(matches!(gone, Gone::Frame(_)));
+            release(gone);
+        });
+        self.counters.add(Counter::Released, nr_frames);
     }
 
     fn update_end(&self, state: &mut State) {
@@ -549,7 +599,7 @@ impl Domain {
             Source.free(gone.mfn())
         });
         self.update_end(&mut state);
-        self.trace_region(range, false);
+        trace_region(self.id, range, false);
         drop(state);
         // Only now there are fewer pages.
         drop(region);
@@ -558,7 +608,7 @@ impl Domain {
 
     /// Returns the regions that begin at or above `start`: the first ones, as many as fit into
     /// `limit`, and the number of all.
-    pub(crate) fn list(&self, start: u64, limit: usize) -> Result<(KVVec<abi::p2m_region>, u64)> {
+    pub(crate) fn list(&self, start: u64, limit: usize) -> Result<(KVVec<Listed>, u64)> {
         let mut list = KVVec::new();
         loop {
             let state = self.state.lock();
@@ -574,15 +624,9 @@ impl Domain {
                 continue;
             }
             for region in regions().take(limit) {
-                let entry = abi::p2m_region {
-                    base_pfn: region.range.start().get(),
-                    nr_pages: region.range.nr_pages(),
-                    seed: region.seed,
-                    policy: region.policy,
-                    flags: region.flags,
-                };
                 // There is room, as has just been checked.
-                list.push_within_capacity(entry).map_err(|_| ENOMEM)?;
+                list.push_within_capacity(region.listed())
+                    .map_err(|_| ENOMEM)?;
             }
             return Ok((list, total as u64));
         }
@@ -648,6 +692,13 @@ impl Domain {
     }
 }
 
+fn trace_region(domain: u64, range: PfnRange, is_new: bool) {
+    // SAFETY: It has no requirements.
+    unsafe {
+        ffi::p2m_trace_region(domain, range.start().get(), range.nr_pages(), is_new);
+    }
+}
+
 impl From<SetError> for Error {
     fn from(error: SetError) -> Self {
         match error {
@@ -671,13 +722,17 @@ impl PinnedDrop for Domain {
         } = &mut *state;
         spaces.release(this.claims, this.store);
         // No mapping is left, as each has a reference to the file. So there's nothing to zap.
+        let tracer = Tracer(*this.id);
+        let nr_frames = writer.nr_frames();
         for region in regions.values() {
             this.maps
-                .clear(writer, this.store, &(), region.range, |gone| {
+                .clear(writer, this.store, &tracer, region.range, |gone| {
                     // Of a foreign one it's our reference that goes.
                     Source.free(gone.mfn());
                 });
+            trace_region(*this.id, region.range, false);
         }
+        this.counters.add(Counter::Released, nr_frames);
         this.maps.destroy(writer, this.store);
         NR_DOMAINS.fetch_sub(1, Relaxed);
     }

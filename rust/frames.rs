@@ -418,11 +418,72 @@ impl Origin {
     };
 }
 
+/// The machine frames that a domain keeps out of, at one moment.
+#[derive(Clone)]
+pub(crate) struct Excluded {
+    /// As [`Exclusions`] has them. None is the same as an empty set.
+    ranges: Option<Arc<KVVec<(u64, u64)>>>,
+    /// A range that somebody keeps out of besides.
+    besides: (u64, u64),
+}
+
+/// The most pieces that the set may fall into: a megabyte of them.
+const MAX_PIECES: usize = 1 << 16;
+
+impl Excluded {
+    /// Nothing is kept out of.
+    pub(crate) const NOTHING: Self = Self {
+        ranges: None,
+        besides: (0, 0),
+    };
+
+    fn ranges(&self) -> Exclusions<'_> {
+        Exclusions(self.ranges.as_ref().map_or(&[], |ranges| ranges.as_slice()))
+    }
+
+    /// Returns whether one of `nr` frames from `first` on is excluded.
+    fn has_any(&self, first: Mfn, nr: u64) -> bool {
+        let (start, end) = (first.get(), first.get().saturating_add(nr));
+        (self.besides.0 < end && start < self.besides.1) || self.ranges().has_any(start, end)
+    }
+
+    /// Returns the set with a range more.
+    pub(crate) fn with(&self, start: u64, end: u64) -> Result<Self> {
+        self.changed(|old, ranges| old.with(start, end, ranges))
+    }
+
+    /// Returns the set with a range less, if it has a frame of the range.
+    pub(crate) fn without(&self, start: u64, end: u64) -> Result<Self> {
+        if !self.ranges().has_any(start, end) {
+            return Err(ENOENT);
+        }
+        self.changed(|old, ranges| old.without(start, end, ranges))
+    }
+
+    fn changed(
+        &self,
+        change: impl FnOnce(Exclusions<'_>, &mut [(u64, u64)]) -> usize,
+    ) -> Result<Self> {
+        let old = self.ranges();
+        // OVERFLOW: There are at most `MAX_PIECES`.
+        let mut ranges = KVVec::from_elem((0, 0), old.0.len() + 1, GFP_KERNEL_ACCOUNT)?;
+        let nr = change(old, &mut ranges);
+        if nr > MAX_PIECES {
+            return Err(EDQUOT);
+        }
+        ranges.truncate(nr);
+        Ok(Self {
+            ranges: Some(Arc::new(ranges, GFP_KERNEL_ACCOUNT)?),
+            besides: self.besides,
+        })
+    }
+}
+
 /// The page allocator, with what is asked of frames, and without what a domain keeps out of.
 pub(crate) struct Filtered {
     injection: Arc<Injection>,
     origin: Origin,
-    exclusions: Exclusions,
+    exclusions: Excluded,
     /// Blocks that were refused, by their order. They are kept until the end, as they would come
     /// again at once.
     refused: KVVec<(Mfn, u32)>,
@@ -435,7 +496,7 @@ pub(crate) struct Filtered {
 
 impl Filtered {
     /// Makes a source.
-    pub(crate) fn new(injection: Arc<Injection>, origin: Origin, exclusions: Exclusions) -> Self {
+    pub(crate) fn new(injection: Arc<Injection>, origin: Origin, exclusions: Excluded) -> Self {
         Self {
             injection,
             origin,
@@ -445,6 +506,11 @@ impl Filtered {
             order: Source::MAX_ORDER,
             guards: KVVec::new(),
         }
+    }
+
+    /// Has it keep out of another range of machine frames, too.
+    pub(crate) fn keep_out_of(&mut self, (start, end): (u64, u64)) {
+        self.exclusions.besides = (start, end);
     }
 
     /// Returns the guards of the frames that were picked. They are the caller's now.

@@ -15,6 +15,7 @@ use crate::{
     abi,
     commands::check_killed,
     compat::EOPNOTSUPP,
+    counters::Counter,
     domain::{
         self,
         Domain,
@@ -34,6 +35,9 @@ use crate::{
 /// The highest order that can be made contiguous: 1 GiB.
 const MAX_ORDER: u32 = 18;
 
+/// A range of machine frames without any.
+const NOTHING: (u64, u64) = (0, 0);
+
 /// Calls `work` with one batch of a range after the other, and tells in `next` how far it got.
 fn for_batches(
     start_pfn: u64,
@@ -52,6 +56,12 @@ fn for_batches(
         *next = batch.end();
     }
     Ok(())
+}
+
+/// Counts what became of pages.
+fn count(domain: &Domain, moved: &Moved) {
+    domain.counters().add(Counter::Moved, moved.nr_moved);
+    domain.counters().add(Counter::Busy, moved.nr_busy);
 }
 
 /// `P2M_RELEASE`
@@ -90,7 +100,8 @@ pub(crate) fn move_pages(domain: &Domain, command: &mut abi::p2m_move) -> Result
     let mut pfns = KVec::with_capacity(BATCH, GFP_KERNEL)?;
     for_batches(command.start_pfn, command.nr_pages, next, |batch| {
         domain.backed_pfns(batch, &mut pfns)?;
-        let moved = domain.move_pages(&pfns, policy)?;
+        let moved = domain.move_pages(&pfns, policy, NOTHING)?;
+        count(domain, &moved);
         *out_pages += moved.nr_moved;
         *out_busy += moved.nr_busy;
         Ok(())
@@ -115,24 +126,20 @@ pub(crate) fn evacuate(domain: &Domain, command: &mut abi::p2m_evacuate) -> Resu
     if command.flags & abi::P2M_EVACUATE_READMIT != 0 {
         return domain.readmit(start, end);
     }
-    // For the time being it is excluded in any case, or pages would go round in circles.
-    let was_excluded = domain.exclude(start, end)?;
-    let stays_excluded = was_excluded || command.flags & abi::P2M_EVACUATE_KEEP_OUT != 0;
-    let result = (|| {
-        while command.out_next_mfn < end {
-            check_killed()?;
-            let (pfns, next) = domain.pfns_in(command.out_next_mfn, end)?;
-            let moved: Moved = domain.move_pages(&pfns, Policy::Any)?;
-            command.out_pages += moved.nr_moved;
-            command.out_busy += moved.nr_busy;
-            command.out_next_mfn = next;
-        }
-        Ok(())
-    })();
-    if !stays_excluded {
-        domain.readmit(start, end)?;
+    if command.flags & abi::P2M_EVACUATE_KEEP_OUT != 0 {
+        domain.exclude(start, end)?;
     }
-    result
+    while command.out_next_mfn < end {
+        check_killed()?;
+        let (pfns, next) = domain.pfns_in(command.out_next_mfn, end)?;
+        // What is free again must not be taken at once, or pages would go round in circles.
+        let moved: Moved = domain.move_pages(&pfns, Policy::Any, (start, end))?;
+        count(domain, &moved);
+        command.out_pages += moved.nr_moved;
+        command.out_busy += moved.nr_busy;
+        command.out_next_mfn = next;
+    }
+    Ok(())
 }
 
 /// `P2M_CONTIGUOUS`
@@ -155,7 +162,9 @@ pub(crate) fn contiguous(domain: &Domain, command: &mut abi::p2m_contiguous) -> 
         .map_err(|(error, pfn)| {
             command.out_busy_pfn = pfn;
             error
-        })
+        })?;
+    domain.counters().add(Counter::Moved, range.nr_pages());
+    Ok(())
 }
 
 /// `P2M_EXCHANGE`
@@ -173,6 +182,9 @@ pub(crate) fn exchange(domain: &Domain, command: &mut abi::p2m_exchange) -> Resu
         let nr_pages = (command.nr_pages - start).min(BATCH as u64);
         let part = |range: PfnRange| abi::range(range.start().get() + start, nr_pages);
         let moved = domain.exchange(part(a)?, part(b)?)?;
+        // Of each pair, both get another frame.
+        count(domain, &moved);
+        count(domain, &moved);
         command.out_pages += moved.nr_moved;
         command.out_busy += moved.nr_busy;
         start += nr_pages;

@@ -136,9 +136,20 @@ impl Views for Invalidation<'_> {
     }
 
     fn changed(&self, pfn: Pfn, old: Entry, new: Entry) {
+        Tracer(self.mapping.domain).changed(pfn, old, new);
+    }
+}
+
+/// Tells those who trace a domain, by its number, of changes. Nobody has it mapped any more.
+pub(crate) struct Tracer(pub(crate) u64);
+
+impl Views for Tracer {
+    fn leaf_replaced(&self, _: Which, _: u64) {}
+
+    fn changed(&self, pfn: Pfn, old: Entry, new: Entry) {
         // SAFETY: It has no requirements.
         unsafe {
-            ffi::p2m_trace_change(self.mapping.domain, pfn.get(), old.raw(), new.raw());
+            ffi::p2m_trace_change(self.0, pfn.get(), old.raw(), new.raw());
         }
     }
 }

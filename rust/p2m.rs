@@ -27,6 +27,7 @@ use kernel::{
 };
 
 use crate::{
+    counters::Counters,
     domain::Domain,
     store::MissingTables, //
 };
@@ -34,6 +35,7 @@ use crate::{
 mod abi;
 mod commands;
 mod compat;
+mod counters;
 mod cpu;
 mod device;
 mod dma_buf;
@@ -108,6 +110,7 @@ impl kernel::InPlaceModule for P2m {
                 writeln!(f, "pages {}", frames::total())?;
                 writeln!(f, "max_pages {}", frames::max_total())?;
                 writeln!(f, "max_domain_pages {}", domain::max_pages())?;
+                Counters::write_total(f)?;
                 write!(f, "backends")?;
                 space::for_each_backend(|name| {
                     let _ = write!(f, " {name}");

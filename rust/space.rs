@@ -14,6 +14,8 @@ use kernel::{
 };
 
 use crate::{
+    abi,
+    commands::check_killed,
     compat::{
         EDQUOT,
         EOPNOTSUPP, //
@@ -168,7 +170,7 @@ impl Watch for Invalidation<'_> {
 pub(crate) struct OwnedSpace {
     pub(crate) space: Space,
     pool: PfnRange,
-    _backend: Backend,
+    backend: Backend,
 }
 
 /// The spaces of a domain. They are changed under the domain's lock.
@@ -229,7 +231,7 @@ impl Spaces {
             let owned = OwnedSpace {
                 space,
                 pool,
-                _backend: backend,
+                backend,
             };
             self.list
                 .try_create_and_insert(number, owned, GFP_KERNEL_ACCOUNT)?;
@@ -259,6 +261,36 @@ impl Spaces {
             .destroy(&host, &mut Pool::new(&host, owned.pool));
         self.unclaim(domain, owned.pool);
         Ok(())
+    }
+
+    /// Describes the space with the lowest number from `start` on, and returns how many there are.
+    pub(crate) fn describe(
+        &self,
+        domain: &Domain,
+        start: u32,
+    ) -> (Option<abi::p2m_space_info>, u32) {
+        let mut from_start = self.list.iter().filter(|(&number, _)| number >= start);
+        let Some((&number, owned)) = from_start.next() else {
+            return (None, 0);
+        };
+        let host = Host::new(domain);
+        let tables = owned.pool.iter().filter(|&pfn| host.is_table(pfn));
+        let mut info = abi::p2m_space_info {
+            space: number,
+            // CAST: A small number.
+            nr_levels: owned.space.format().nr_levels as u32,
+            pool_pfn: owned.pool.start().get(),
+            pool_pages: owned.pool.nr_pages(),
+            root_pfn: owned.space.root().get(),
+            nr_tables: tables.count() as u64,
+            ..Default::default()
+        };
+        // A name is shorter than its place, as it has to be given with a NUL.
+        for (place, byte) in info.backend.iter_mut().zip(owned.backend.0.name().bytes()) {
+            *place = byte;
+        }
+        // CAST: There are at most `MAX_SPACES`.
+        (Some(info), 1 + from_start.count() as u32)
     }
 
     /// Returns whether a space maps a page of a range.
@@ -299,7 +331,7 @@ impl Spaces {
     }
 
     /// Returns how many entries of spaces name a frame that the domain doesn't know.
-    pub(crate) fn audit(&mut self, domain: &Domain) -> u64 {
+    pub(crate) fn audit(&mut self, domain: &Domain) -> Result<u64> {
         let host = Host::new(domain);
         let mut nr_bad = 0;
         for owned in self.list.values() {
@@ -307,16 +339,20 @@ impl Spaces {
             let end = space.format().nr_pages();
             let mut page = 0;
             while let Some(leaf) = space.next_leaf(&host, page, end) {
+                check_killed()?;
                 if leaf.raw & pv::bits::PRESENT != 0 && !leaf.is_present() {
                     // A foreign frame reads like this, too.
-                    let mfn = Mfn::new(pv::frame(leaf.level, leaf.raw));
-                    nr_bad += u64::from(!mfn.is_some_and(|mfn| domain.has_foreign(mfn)));
+                    let is_known = match Mfn::new(pv::frame(leaf.level, leaf.raw)) {
+                        Some(mfn) => domain.has_foreign(mfn)?,
+                        None => false,
+                    };
+                    nr_bad += u64::from(!is_known);
                 }
                 // OVERFLOW: A leaf is in the address space.
                 page = leaf.start + leaf.nr_pages();
             }
         }
-        nr_bad
+        Ok(nr_bad)
     }
 
     /// Makes the pages of a pool known.
@@ -391,6 +427,12 @@ impl<'a> Host<'a> {
     fn claim(&self, pfn: Pfn) -> u64 {
         let (claims, store) = self.domain.claims();
         claims.pages.load(store, pfn.get())
+    }
+
+    /// Returns whether a page is a table.
+    fn is_table(&self, pfn: Pfn) -> bool {
+        let (claims, store) = self.domain.claims();
+        claims.is_table(store, pfn.get())
     }
 
     fn set_claim(&self, pfn: Pfn, claim: u64) {

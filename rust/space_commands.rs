@@ -218,14 +218,14 @@ fn continues(span: &abi::p2m_span, next: &abi::p2m_span) -> bool {
 }
 
 /// Adds spans from `page` on, the first of which may go on where the last one of `spans` ends, until
-/// there is no room. Returns where to go on.
+/// there are `limit`. Returns where to go on.
 fn collect(
     domain: &Domain,
     command: &abi::p2m_space_dump,
     page: u64,
     spans: &mut KVec<abi::p2m_span>,
+    limit: usize,
 ) -> Result<Option<u64>> {
-    let limit = spans.capacity();
     domain.with_spaces(|spaces, host: &Host<'_>| {
         let space = &spaces.get(command.space)?.space;
         let end = space.format().nr_pages();
@@ -260,11 +260,13 @@ pub(crate) fn dump(domain: &Domain, command: &mut abi::p2m_space_dump) -> Result
     let mut next = Some(page_number(command.address)?);
     let mut writer = abi::user_slice::<abi::p2m_span>(command.spans, command.nr)?.writer();
     // The last span stays, as it may go on.
-    let mut spans = KVec::with_capacity(CHUNK, GFP_KERNEL)?;
+    // CAST: Both are as wide as a word at least.
+    let nr_wanted = (command.nr as usize).min(CHUNK - 1) + 1;
+    let mut spans = KVec::with_capacity(nr_wanted, GFP_KERNEL)?;
     loop {
         check_killed()?;
         next = match next {
-            Some(page) => collect(domain, command, page, &mut spans)?,
+            Some(page) => collect(domain, command, page, &mut spans, nr_wanted)?,
             None => None,
         };
         let nr_complete = match next {
@@ -291,6 +293,30 @@ pub(crate) fn dump(domain: &Domain, command: &mut abi::p2m_space_dump) -> Result
         spans.clear();
         if let Some(last) = last {
             spans.push(last, GFP_KERNEL)?;
+        }
+    }
+}
+
+/// `P2M_SPACE_LIST`
+pub(crate) fn list(domain: &Domain, command: &mut abi::p2m_space_list) -> Result {
+    command.out_nr = 0;
+    command.out_total = 0;
+    let mut writer = abi::user_slice::<abi::p2m_space_info>(command.spaces, command.nr)?.writer();
+    let mut next = command.start_space;
+    loop {
+        check_killed()?;
+        let (info, nr_left) = domain.with_spaces(|spaces, _| spaces.describe(domain, next));
+        if command.out_nr == 0 {
+            command.out_total = nr_left;
+        }
+        let Some(info) = info.filter(|_| command.out_nr < command.nr) else {
+            return Ok(());
+        };
+        writer.write_slice(info.as_bytes())?;
+        command.out_nr += 1;
+        match info.space.checked_add(1) {
+            Some(number) => next = number,
+            None => return Ok(()),
         }
     }
 }

@@ -33,6 +33,8 @@ struct arena {
 	__u64 frames[NR_PAGES];
 	__u64 entries[NR_PAGES];
 	struct p2m_region regions[NR_PAGES];
+	struct p2m_constraint constraints[NR_PAGES];
+	struct p2m_space_info spaces[NR_PAGES];
 	struct p2m_run runs[NR_PAGES];
 	struct p2m_span spans[NR_PAGES];
 	struct p2m_dma_segment segments[NR_PAGES];
@@ -69,6 +71,7 @@ static void fill_region_list(struct arena *arena, void *arg)
 	struct p2m_region_list *cmd = arg;
 
 	cmd->regions = (uintptr_t)arena->regions;
+	cmd->constraints = (uintptr_t)arena->constraints;
 	cmd->nr = NR_PAGES;
 }
 
@@ -243,6 +246,14 @@ static void fill_guard_check(struct arena *arena, void *arg)
 	(void)arena;
 	cmd->start_pfn = BASE_PFN;
 	cmd->nr_pages = NR_PAGES;
+}
+
+static void fill_space_list(struct arena *arena, void *arg)
+{
+	struct p2m_space_list *cmd = arg;
+
+	cmd->spaces = (uintptr_t)arena->spaces;
+	cmd->nr = NR_PAGES;
 }
 
 static void fill_dma_plan(struct arena *arena, void *arg)
@@ -495,6 +506,8 @@ COMMAND(foreign_unmap, .nr = P2M_FOREIGN_UNMAP,
 	.fill = fill_foreign_unmap);
 COMMAND(identity, .nr = P2M_IDENTITY, .size = sizeof(struct p2m_identity),
 	.has_out = true, .fill = fill_identity);
+COMMAND(space_list, .nr = P2M_SPACE_LIST, .size = sizeof(struct p2m_space_list),
+	.has_out = true, .fill = fill_space_list);
 
 COMMAND(dma_buf_export, .nr = P2M_DMA_BUF_EXPORT,
 	.size = sizeof(struct p2m_dma_buf_export), .has_out = true,

@@ -40,6 +40,20 @@ ABI_VALUE(P2M_SPACE_CHANGE, 0xbb8b);
 ABI_VALUE(P2M_SPACE_WALK, 0xbb8c);
 ABI_VALUE(P2M_SPACE_DUMP, 0xbb8d);
 ABI_VALUE(P2M_SPACE_ACCESS, 0xbb8e);
+ABI_VALUE(P2M_RELEASE, 0xbb8f);
+ABI_VALUE(P2M_POPULATE, 0xbb90);
+ABI_VALUE(P2M_MOVE, 0xbb91);
+ABI_VALUE(P2M_EVACUATE, 0xbb92);
+ABI_VALUE(P2M_CONTIGUOUS, 0xbb93);
+ABI_VALUE(P2M_EXCHANGE, 0xbb94);
+ABI_VALUE(P2M_AUDIT, 0xbb95);
+ABI_VALUE(P2M_GUARD_CHECK, 0xbb96);
+ABI_VALUE(P2M_FAIL_NTH, 0xbb97);
+ABI_VALUE(P2M_DMA_PLAN, 0xbb98);
+ABI_VALUE(P2M_FOREIGN_MAP, 0xbb99);
+ABI_VALUE(P2M_FOREIGN_UNMAP, 0xbb9a);
+ABI_VALUE(P2M_IDENTITY, 0xbb9b);
+ABI_VALUE(P2M_SPACE_LIST, 0xbb9c);
 
 ABI_VALUE(P2M_ENTRY_INVALID, ~0ULL);
 ABI_VALUE(P2M_ENTRY_FOREIGN, 1ULL << 63);
@@ -127,7 +141,15 @@ ABI_MEMBER(p2m_region, seed, 16, 8);
 ABI_MEMBER(p2m_region, policy, 24, 4);
 ABI_MEMBER(p2m_region, flags, 28, 4);
 
-ABI_SIZE(p2m_region_list, 40);
+ABI_SIZE(p2m_constraint, 32);
+ABI_MEMBER(p2m_constraint, start_mfn, 0, 8);
+ABI_MEMBER(p2m_constraint, end_mfn, 8, 8);
+ABI_MEMBER(p2m_constraint, node, 16, 4);
+ABI_MEMBER(p2m_constraint, divisor, 20, 4);
+ABI_MEMBER(p2m_constraint, colour, 24, 4);
+ABI_MEMBER(p2m_constraint, __reserved, 28, 4);
+
+ABI_SIZE(p2m_region_list, 48);
 ABI_MEMBER(p2m_region_list, size, 0, 4);
 ABI_MEMBER(p2m_region_list, flags, 4, 4);
 ABI_MEMBER(p2m_region_list, start_pfn, 8, 8);
@@ -135,6 +157,7 @@ ABI_MEMBER(p2m_region_list, regions, 16, 8);
 ABI_MEMBER(p2m_region_list, nr, 24, 4);
 ABI_MEMBER(p2m_region_list, out_nr, 28, 4);
 ABI_MEMBER(p2m_region_list, out_total, 32, 8);
+ABI_MEMBER(p2m_region_list, constraints, 40, 8);
 
 ABI_SIZE(p2m_translate, 32);
 ABI_MEMBER(p2m_translate, size, 0, 4);
@@ -457,5 +480,23 @@ ABI_MEMBER(p2m_identity, flags, 4, 4);
 ABI_MEMBER(p2m_identity, start_pfn, 8, 8);
 ABI_MEMBER(p2m_identity, nr_pages, 16, 8);
 ABI_MEMBER(p2m_identity, out_next_pfn, 24, 8);
+
+ABI_SIZE(p2m_space_info, 72);
+ABI_MEMBER(p2m_space_info, backend, 0, 32);
+ABI_MEMBER(p2m_space_info, space, 32, 4);
+ABI_MEMBER(p2m_space_info, nr_levels, 36, 4);
+ABI_MEMBER(p2m_space_info, pool_pfn, 40, 8);
+ABI_MEMBER(p2m_space_info, pool_pages, 48, 8);
+ABI_MEMBER(p2m_space_info, root_pfn, 56, 8);
+ABI_MEMBER(p2m_space_info, nr_tables, 64, 8);
+
+ABI_SIZE(p2m_space_list, 32);
+ABI_MEMBER(p2m_space_list, size, 0, 4);
+ABI_MEMBER(p2m_space_list, flags, 4, 4);
+ABI_MEMBER(p2m_space_list, start_space, 8, 4);
+ABI_MEMBER(p2m_space_list, nr, 12, 4);
+ABI_MEMBER(p2m_space_list, spaces, 16, 8);
+ABI_MEMBER(p2m_space_list, out_nr, 24, 4);
+ABI_MEMBER(p2m_space_list, out_total, 28, 4);
 
 #endif /* P2M_ABI_LAYOUT_H */

@@ -2006,11 +2006,13 @@ TEST_F(scattered, range_is_kept_out_until_it_is_readmitted)
 	test_cmd_evacuate(self->fd, 0, window, NR_WINDOW);
 	test_err_evacuate(ENOENT, self->fd, readmit, window, NR_WINDOW);
 	test_cmd_evacuate(self->fd, keep_out, window, NR_WINDOW);
-	/* As it was excluded, and not otherwise. */
-	test_err_evacuate(ENOENT, self->fd, readmit, window, NR_WINDOW - 1);
-	test_err_evacuate(ENOENT, self->fd, readmit, window + 1, NR_WINDOW - 1);
-	test_err_evacuate(ENOENT, self->fd, readmit, window, NR_WINDOW + 1);
+	/* Any part of it, until nothing is left. */
+	test_cmd_evacuate(self->fd, readmit, window, 1);
+	test_err_evacuate(ENOENT, self->fd, readmit, window, 1);
+	test_cmd_evacuate(self->fd, readmit, window + 100, 100);
+	test_cmd_evacuate(self->fd, readmit, window + NR_WINDOW - 1, 100);
 	test_cmd_evacuate(self->fd, readmit, window, NR_WINDOW);
+	test_err_evacuate(ENOENT, self->fd, readmit, window, NR_WINDOW);
 	/* Once, however often it was excluded. */
 	test_cmd_evacuate(self->fd, keep_out, window, NR_WINDOW);
 	test_cmd_evacuate(self->fd, keep_out, window, NR_WINDOW);
@@ -2023,27 +2025,35 @@ TEST_F(scattered, range_is_kept_out_until_it_is_readmitted)
 	test_err_evacuate(ENOENT, self->fd, readmit, window, NR_WINDOW);
 }
 
-TEST_F(scattered, sixteen_ranges_are_kept_out)
+/* Somebody empties a DIMM in steps, from both ends, and then puts a new one in. */
+TEST_F(scattered, range_is_kept_out_in_steps)
 {
-	const __u64 base = max_mfn(self->fd);
-	__u64 i;
+	const __u64 window = window_of(self->fd, BASE_PFN + 700);
+	const __u64 step = NR_WINDOW / 64;
+	__u64 i, at, nr_out = 0;
 
-	/* Beyond the machine: they cost nothing. */
-	for (i = 0; i < 16; i++)
-		test_cmd_evacuate(self->fd, P2M_EVACUATE_KEEP_OUT, base + 8 * i,
-				  8);
-	test_err_evacuate(EDQUOT, self->fd, P2M_EVACUATE_KEEP_OUT,
-			  base + 8 * 16, 8);
-	test_err_evacuate(ENOENT, self->fd, P2M_EVACUATE_READMIT, base + 8 * 16,
-			  8);
-	test_cmd_evacuate(self->fd, P2M_EVACUATE_READMIT, base + 8 * 7, 8);
-	test_cmd_evacuate(self->fd, P2M_EVACUATE_KEEP_OUT, base + 8 * 16, 8);
-	test_err_evacuate(EDQUOT, self->fd, P2M_EVACUATE_KEEP_OUT, base + 8 * 7,
-			  8);
-	for (i = 0; i < 17; i++)
-		if (i != 7)
-			test_cmd_evacuate(self->fd, P2M_EVACUATE_READMIT,
-					  base + 8 * i, 8);
+	for (i = 0; i < 64; i++) {
+		at = window + (i % 2 ? 63 - i / 2 : i / 2) * step;
+		test_cmd_evacuate(self->fd, P2M_EVACUATE_KEEP_OUT, at, step);
+	}
+	test_cmd_move(self->fd, BASE_PFN, NR_PAGES, P2M_POLICY_SCATTER, 1);
+	expect_clear(_metadata, self->fd, window, NR_WINDOW, BASE_PFN,
+		     NR_PAGES);
+	test_cmd_evacuate(self->fd, P2M_EVACUATE_READMIT, window, NR_WINDOW);
+	test_err_evacuate(ENOENT, self->fd, P2M_EVACUATE_READMIT, window,
+			  NR_WINDOW);
+
+	/* Pieces, none next to another, become one: beyond the machine. */
+	at = max_mfn(self->fd);
+	for (i = 0; i < 400; i++) {
+		test_cmd_evacuate(self->fd, P2M_EVACUATE_KEEP_OUT, at + 2 * i, 1);
+	}
+	test_cmd_evacuate(self->fd, P2M_EVACUATE_KEEP_OUT, at, 801);
+	for (i = 0; i < 801; i++)
+		nr_out += !_test_cmd_evacuate(self->fd, P2M_EVACUATE_READMIT,
+					      at + i, 1,
+					      &(struct p2m_evacuate){});
+	EXPECT_EQ(801, nr_out);
 	EXPECT_EQ(NR_PAGES, first_mismatch(self->mem, NR_PAGES));
 }
 

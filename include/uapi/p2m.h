@@ -91,6 +91,7 @@
 #define P2M_CMD_FOREIGN_MAP 0x99
 #define P2M_CMD_FOREIGN_UNMAP 0x9a
 #define P2M_CMD_IDENTITY 0x9b
+#define P2M_CMD_SPACE_LIST 0x9c
 #define P2M_CMD_DMA_BUF_EXPORT 0x9e
 
 /**
@@ -361,6 +362,26 @@ struct p2m_region {
 };
 
 /**
+ * struct p2m_constraint - what is asked of the frames of a region
+ * @start_mfn: As in struct p2m_region_create.
+ * @end_mfn: As there.
+ * @node: As there.
+ * @divisor: As there.
+ * @colour: As there.
+ * @__reserved: 0.
+ *
+ * Members are 0 where the flags of the region don't speak of them.
+ */
+struct p2m_constraint {
+	__aligned_u64 start_mfn;
+	__aligned_u64 end_mfn;
+	__u32 node;
+	__u32 divisor;
+	__u32 colour;
+	__u32 __reserved;
+};
+
+/**
  * struct p2m_region_list - ioctl(P2M_REGION_LIST)
  * @size: sizeof(struct p2m_region_list).
  * @flags: Must be 0.
@@ -369,6 +390,8 @@ struct p2m_region {
  * @nr: Number of elements that fit into @regions.
  * @out_nr: Number of elements stored.
  * @out_total: Number of regions that begin at or above @start_pfn.
+ * @constraints: Pointer to an array of @nr struct p2m_constraint for the same
+ *               regions, or 0.
  */
 struct p2m_region_list {
 	__u32 size;
@@ -378,6 +401,7 @@ struct p2m_region_list {
 	__u32 nr;
 	__u32 out_nr;
 	__aligned_u64 out_total;
+	__aligned_u64 constraints;
 };
 #define P2M_REGION_LIST _IO(P2M_IOCTL_TYPE, P2M_CMD_REGION_LIST)
 
@@ -719,6 +743,47 @@ struct p2m_space_dump {
 };
 #define P2M_SPACE_DUMP _IO(P2M_IOCTL_TYPE, P2M_CMD_SPACE_DUMP)
 
+/**
+ * struct p2m_space_info - one space, as P2M_SPACE_LIST reports it
+ * @backend: Name of the backend, ended by a NUL.
+ * @space: The number of the space.
+ * @nr_levels: 4 or 5.
+ * @pool_pfn: First PFN of the table pool.
+ * @pool_pages: Number of pages in the table pool.
+ * @root_pfn: The page of the pool that is the root table.
+ * @nr_tables: How many pages of the pool are tables.
+ */
+struct p2m_space_info {
+	__u8 backend[P2M_BACKEND_NAME_LEN];
+	__u32 space;
+	__u32 nr_levels;
+	__aligned_u64 pool_pfn;
+	__aligned_u64 pool_pages;
+	__aligned_u64 root_pfn;
+	__aligned_u64 nr_tables;
+};
+
+/**
+ * struct p2m_space_list - ioctl(P2M_SPACE_LIST)
+ * @size: sizeof(struct p2m_space_list).
+ * @flags: Must be 0.
+ * @start_space: Report spaces with this number or a higher one, in order.
+ * @nr: Number of elements that fit into @spaces.
+ * @spaces: Pointer to an array of struct p2m_space_info. Not used if @nr is 0.
+ * @out_nr: Number of elements stored.
+ * @out_total: Number of spaces with @start_space or a higher number.
+ */
+struct p2m_space_list {
+	__u32 size;
+	__u32 flags;
+	__u32 start_space;
+	__u32 nr;
+	__aligned_u64 spaces;
+	__u32 out_nr;
+	__u32 out_total;
+};
+#define P2M_SPACE_LIST _IO(P2M_IOCTL_TYPE, P2M_CMD_SPACE_LIST)
+
 /* Values of p2m_space_access.op. */
 #define P2M_ACCESS_READ 0 /* words to @buffer */
 #define P2M_ACCESS_WRITE 1 /* words from @buffer */
@@ -896,11 +961,11 @@ struct p2m_move {
  * @out_next_mfn: All frames of the range before this one are done.
  *
  * Moves the domain's pages out of a range of machine frames. Needs an opener with
- * CAP_SYS_ADMIN. A domain can keep out of 16 ranges at one time; a range is
- * readmitted exactly as it was excluded.
+ * CAP_SYS_ADMIN. Frames that are kept out of are a set: ranges may overlap, and
+ * any part of what was excluded can be readmitted.
  *
- *  - ENOENT: P2M_EVACUATE_READMIT, and the range isn't excluded.
- *  - EDQUOT: too many ranges.
+ *  - ENOENT: P2M_EVACUATE_READMIT, and no frame of the range is excluded.
+ *  - EDQUOT: the set would fall into more than 65536 pieces.
  */
 struct p2m_evacuate {
 	__u32 size;

@@ -8,6 +8,8 @@
 
 use super::*;
 
+use crate::commands::check_killed;
+
 impl Domain {
     /// Replaces PFNs by frames of the domain that are there, with a reference to each. Where there
     /// is none, there is none afterwards.
@@ -73,16 +75,19 @@ impl Domain {
     }
 
     /// Returns whether a foreign frame is somewhere. It looks everywhere.
-    pub(crate) fn has_foreign(&self, mfn: Mfn) -> bool {
+    pub(crate) fn has_foreign(&self, mfn: Mfn) -> Result<bool> {
         let mut next = Some(Pfn::ZERO);
         while let Some(pfn) = next.and_then(|pfn| self.maps.next_backed(&self.store, pfn)) {
             if self.maps.lookup(&self.store, pfn) == Entry::Foreign(mfn) {
-                return true;
+                return Ok(true);
+            }
+            if pfn.get() % BATCH as u64 == 0 {
+                check_killed()?;
             }
             // OVERFLOW: A PFN is below `Pfn::LIMIT`.
             next = Pfn::new(pfn.get() + 1);
         }
-        false
+        Ok(false)
     }
 
     /// Has the PFNs of a range be the machine frames of the same numbers, none of which is memory.

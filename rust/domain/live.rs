@@ -9,6 +9,7 @@
 
 use super::*;
 
+use crate::commands::check_killed;
 use crate::compat::EADDRNOTAVAIL;
 use crate::pure::{
     frame::PAGE_SIZE,
@@ -109,7 +110,11 @@ impl Domain {
         let mut frames = spare_frames(nr_missing, policy)?;
         let mut candidates = Candidates::new(&mut source, &mut frames, policy)
             .map_err(|error| source.reason(error))?;
+        let nr_before = state.writer.nr_frames();
         let result = self.populate_from(&mut state.writer, range, &mut candidates);
+        // OVERFLOW: Frames only came.
+        let nr_new = state.writer.nr_frames() - nr_before;
+        self.counters.add(Counter::Populated, nr_new);
         candidates.give_back(&mut source);
         let guarded = self.install_guards(&mut state.writer, &mut source);
         let result = result.and_then(|nr_pages| guarded.map(|()| nr_pages));
@@ -193,6 +198,7 @@ impl Domain {
             source.free(mfn);
         }
         result?;
+        self.counters.add(Counter::Populated, 1);
         self.install_guards(&mut state.writer, &mut source)?;
         if let Ok(range) = PfnRange::new(pfn.get(), 1) {
             self.raise_end_mfn(&mut state.writer, range);
@@ -213,8 +219,14 @@ impl Domain {
         }
     }
 
-    /// Gives pages other frames, with the same contents. `pfns` are in order.
-    pub(crate) fn move_pages(&self, pfns: &[Pfn], policy: Policy) -> Result<Moved> {
+    /// Gives pages other frames, none of them in `avoided`, with the same contents. `pfns` are in
+    /// order.
+    pub(crate) fn move_pages(
+        &self,
+        pfns: &[Pfn],
+        policy: Policy,
+        avoided: (u64, u64),
+    ) -> Result<Moved> {
         let mut moved = Moved::default();
         let mut rest = pfns;
         while let Some(first) = rest.first() {
@@ -226,7 +238,7 @@ impl Domain {
             let nr = rest.partition_point(|pfn| pfn.get() < end);
             // PANIC: A partition point is a position in the slice.
             let (part, behind) = rest.split_at(nr);
-            let part = self.move_within_region(part, policy, origin)?;
+            let part = self.move_within_region(part, policy, origin, avoided)?;
             moved.nr_moved += part.nr_moved;
             moved.nr_busy += part.nr_busy;
             rest = behind;
@@ -234,7 +246,13 @@ impl Domain {
         Ok(moved)
     }
 
-    fn move_within_region(&self, pfns: &[Pfn], policy: Policy, origin: Origin) -> Result<Moved> {
+    fn move_within_region(
+        &self,
+        pfns: &[Pfn],
+        policy: Policy,
+        origin: Origin,
+        avoided: (u64, u64),
+    ) -> Result<Moved> {
         let (Some(first), Some(last)) = (pfns.first(), pfns.last()) else {
             return Ok(Moved::default());
         };
@@ -243,6 +261,7 @@ impl Domain {
         self.injection.check(ENOMEM)?;
         let mut frames = spare_frames(pfns.len(), policy)?;
         let mut source = self.source(&self.state.lock(), origin);
+        source.keep_out_of(avoided);
         let mut candidates = Candidates::new(&mut source, &mut frames, policy)
             .map_err(|error| source.reason(error))?;
 
@@ -371,20 +390,20 @@ impl Domain {
         Ok((pfns, next))
     }
 
-    /// Keeps out of machine frames from now on, and returns whether it did before.
-    pub(crate) fn exclude(&self, start: u64, end: u64) -> Result<bool> {
+    /// Keeps out of machine frames from now on.
+    pub(crate) fn exclude(&self, start: u64, end: u64) -> Result {
+        self.injection.check(ENOMEM)?;
         let exclusions = &mut self.state.lock().exclusions;
-        let was_excluded = exclusions.remove(start, end);
-        exclusions.add(start, end).map_err(|_| EDQUOT)?;
-        Ok(was_excluded)
+        *exclusions = exclusions.with(start, end)?;
+        Ok(())
     }
 
     /// Doesn't keep out of machine frames any more.
     pub(crate) fn readmit(&self, start: u64, end: u64) -> Result {
-        match self.state.lock().exclusions.remove(start, end) {
-            true => Ok(()),
-            false => Err(ENOENT),
-        }
+        self.injection.check(ENOMEM)?;
+        let exclusions = &mut self.state.lock().exclusions;
+        *exclusions = exclusions.without(start, end)?;
+        Ok(())
     }
 
     /// Gives the pages of a range frames that follow each other, below `limit`.
@@ -575,6 +594,9 @@ impl Domain {
         });
         let mut next = Some(Pfn::ZERO);
         while let Some(pfn) = next.and_then(|pfn| self.maps.next_backed(&self.store, pfn)) {
+            if pfn.get() % BATCH as u64 == 0 {
+                check_killed()?;
+            }
             if let Some(mfn) = self.maps.lookup(&self.store, pfn).owned() {
                 let is_orphan = state.region_of(pfn.get()).is_none();
                 let references = Source::references(mfn);
@@ -588,7 +610,7 @@ impl Domain {
             // OVERFLOW: A PFN is below `Pfn::LIMIT`.
             next = Pfn::new(pfn.get() + 1);
         }
-        report.out_spaces_bad = state.spaces.audit(self);
+        report.out_spaces_bad = state.spaces.audit(self)?;
         report.out_count_bad = u64::from(state.writer.nr_frames() != report.out_frames);
         report.out_first_pfn = first_pfn;
         report.out_first_mfn = if self.sees_mfns { first_mfn } else { 0 };

@@ -142,72 +142,57 @@ impl Iterator for Selector {
     }
 }
 
-/// How many ranges can be excluded at one time.
-pub const MAX_EXCLUSIONS: usize = 16;
-
-/// Ranges of machine frames that are kept out of.
+/// Ranges of machine frames that are kept out of: first frame, and first frame behind. They are in
+/// order, none is empty, and there is a frame between one and the next.
 #[derive(Clone, Copy, Debug)]
-pub struct Exclusions {
-    /// First frame, and first frame behind. Unused ones are empty.
-    ranges: [(u64, u64); MAX_EXCLUSIONS],
-}
+pub struct Exclusions<'a>(pub &'a [(u64, u64)]);
 
-impl Default for Exclusions {
-    fn default() -> Self {
-        Self::new()
+impl Exclusions<'_> {
+    /// Returns whether one of the frames from `start` to before `end` is excluded.
+    pub fn has_any(&self, start: u64, end: u64) -> bool {
+        let nr_before = self.0.partition_point(|&(_, stop)| stop <= start);
+        let next = self.0.get(nr_before);
+        start < end && next.is_some_and(|&(first, _)| first < end)
     }
-}
 
-impl Exclusions {
-    /// Makes a set without ranges.
-    pub const fn new() -> Self {
-        Self {
-            ranges: [(0, 0); MAX_EXCLUSIONS],
+    /// Stores to `into` the ranges with frames from `start` to before `end` besides, and returns how
+    /// many they are. There has to be room for one more than now.
+    pub fn with(&self, start: u64, end: u64, into: &mut [(u64, u64)]) -> usize {
+        if start >= end {
+            return self.without(start, end, into);
         }
+        // What overlaps the new range, or is next to it, becomes one with it.
+        let nr_before = self.0.partition_point(|&(_, stop)| stop < start);
+        let nr_until = self.0.partition_point(|&(first, _)| first <= end);
+        let before = self.0.get(..nr_before).unwrap_or_default();
+        let merged = self.0.get(nr_before..nr_until).unwrap_or_default();
+        let behind = self.0.get(nr_until..).unwrap_or_default();
+        let first = merged.first().map_or(start, |first| first.0.min(start));
+        let stop = merged.last().map_or(end, |last| last.1.max(end));
+        let all = before.iter().copied().chain([(first, stop)]);
+        store(all.chain(behind.iter().copied()), into)
     }
 
-    fn find(&mut self, range: (u64, u64)) -> Option<&mut (u64, u64)> {
-        self.ranges.iter_mut().find(|place| **place == range)
-    }
-
-    /// Excludes frames from `start` to before `end`. An error says that there is no room.
-    pub fn add(&mut self, start: u64, end: u64) -> Result<(), NoRoom> {
-        if start >= end || self.find((start, end)).is_some() {
-            return Ok(());
-        }
-        *self.find((0, 0)).ok_or(NoRoom)? = (start, end);
-        Ok(())
-    }
-
-    /// Readmits a range that was excluded, and returns whether it was.
-    pub fn remove(&mut self, start: u64, end: u64) -> bool {
-        match self.find((start, end)) {
-            Some(place) if start < end => {
-                *place = (0, 0);
-                true
-            }
-            _ => false,
-        }
-    }
-
-    /// Returns whether one of `nr` frames from `first` on is excluded.
-    pub fn has_any(&self, first: Mfn, nr: u64) -> bool {
-        let end = first.get().saturating_add(nr);
-        self.ranges
-            .iter()
-            .any(|&(start, stop)| first.get() < stop && start < end)
-    }
-
-    /// Returns the number of frames that are excluded, or more if ranges overlap.
-    pub fn nr_frames(&self) -> u64 {
-        let sizes = self.ranges.iter().map(|(start, end)| end - start);
-        sizes.fold(0, u64::saturating_add)
+    /// Stores to `into` the ranges without frames from `start` to before `end`, and returns how many
+    /// they are. There has to be room for one more than now.
+    pub fn without(&self, start: u64, end: u64, into: &mut [(u64, u64)]) -> usize {
+        let parts = |&(first, stop): &(u64, u64)| {
+            let is_apart = start >= end || stop <= start || end <= first;
+            let parts = match is_apart {
+                true => [(first, stop), (0, 0)],
+                false => [(first, start), (end, stop)],
+            };
+            parts.into_iter().filter(|(first, stop)| first < stop)
+        };
+        store(self.0.iter().flat_map(parts), into)
     }
 }
 
-/// There is no room for another range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoRoom;
+/// Stores as many ranges as there are, and returns their number.
+fn store(ranges: impl Iterator<Item = (u64, u64)>, into: &mut [(u64, u64)]) -> usize {
+    let places = into.iter_mut().zip(ranges);
+    places.map(|(place, range)| *place = range).count()
+}
 
 /// Frames that are to be placed one by one, next to others that have their places already.
 pub struct Candidates<'a> {

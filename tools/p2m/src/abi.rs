@@ -72,7 +72,13 @@ commands! {
     p2m_contiguous = P2M_CMD_CONTIGUOUS;
     p2m_exchange = P2M_CMD_EXCHANGE;
     p2m_audit = P2M_CMD_AUDIT;
+    p2m_guard_check = P2M_CMD_GUARD_CHECK;
+    p2m_fail_nth = P2M_CMD_FAIL_NTH;
     p2m_dma_plan = P2M_CMD_DMA_PLAN;
+    p2m_foreign_map = P2M_CMD_FOREIGN_MAP;
+    p2m_foreign_unmap = P2M_CMD_FOREIGN_UNMAP;
+    p2m_identity = P2M_CMD_IDENTITY;
+    p2m_space_list = P2M_CMD_SPACE_LIST;
     p2m_dma_buf_export = P2M_CMD_DMA_BUF_EXPORT;
 }
 
@@ -101,7 +107,13 @@ const _: () = {
     assert!(p2m_contiguous::OPCODE == 0xbb93);
     assert!(p2m_exchange::OPCODE == 0xbb94);
     assert!(p2m_audit::OPCODE == 0xbb95);
+    assert!(p2m_guard_check::OPCODE == 0xbb96);
+    assert!(p2m_fail_nth::OPCODE == 0xbb97);
     assert!(p2m_dma_plan::OPCODE == 0xbb98);
+    assert!(p2m_foreign_map::OPCODE == 0xbb99);
+    assert!(p2m_foreign_unmap::OPCODE == 0xbb9a);
+    assert!(p2m_identity::OPCODE == 0xbb9b);
+    assert!(p2m_space_list::OPCODE == 0xbb9c);
     assert!(p2m_dma_buf_export::OPCODE == 0xbb9e);
 
     assert!(ENTRY_INVALID == u64::MAX);
@@ -153,6 +165,7 @@ const _: () = {
     assert!(P2M_MAX_ACCESS_WORDS == 1 << 16);
     assert!(P2M_EVACUATE_KEEP_OUT == 1);
     assert!(P2M_EVACUATE_READMIT == 2);
+    assert!(P2M_GUARD_REFILL == 1);
     assert!(P2M_DMA_MASK == 1);
     assert!(P2M_DMA_STRADDLE == 2);
     assert!(P2M_DMA_ALIGNMENT == 4);
@@ -195,8 +208,12 @@ assert_layout! {
     }
     p2m_region_destroy: >= 16 { size: 0, flags: 4, base_pfn: 8 }
     p2m_region: == 32 { base_pfn: 0, nr_pages: 8, seed: 16, policy: 24, flags: 28 }
-    p2m_region_list: >= 40 {
+    p2m_constraint: == 32 {
+        start_mfn: 0, end_mfn: 8, node: 16, divisor: 20, colour: 24, __reserved: 28,
+    }
+    p2m_region_list: >= 48 {
         size: 0, flags: 4, start_pfn: 8, regions: 16, nr: 24, out_nr: 28, out_total: 32,
+        constraints: 40,
     }
     p2m_translate: >= 32 { size: 0, flags: 4, nr: 8, out_nr: 12, frames: 16, entries: 24 }
     p2m_run: == 24 { pfn: 0, nr_pages: 8, entry: 16 }
@@ -259,6 +276,24 @@ assert_layout! {
         size: 0, flags: 4, out_frames: 8, out_pinned: 16, out_p2m_bad: 24, out_m2p_bad: 32,
         out_orphans: 40, out_refs_bad: 48, out_spaces_bad: 56, out_count_bad: 64,
         out_first_pfn: 72, out_first_mfn: 80,
+    }
+    p2m_guard_check: >= 72 {
+        size: 0, flags: 4, start_pfn: 8, nr_pages: 16, out_guards: 24, out_broken: 32, out_pfn: 40,
+        out_offset: 48, out_value: 56, out_next_pfn: 64,
+    }
+    p2m_fail_nth: >= 24 { size: 0, flags: 4, nth: 8, out_left: 16 }
+    p2m_foreign_map: >= 48 {
+        size: 0, flags: 4, fd: 8, nr: 12, start_pfn: 16, frames: 24, errors: 32, out_nr: 40,
+        __reserved: 44,
+    }
+    p2m_foreign_unmap: >= 32 { size: 0, flags: 4, start_pfn: 8, errors: 16, nr: 24, out_nr: 28 }
+    p2m_identity: >= 32 { size: 0, flags: 4, start_pfn: 8, nr_pages: 16, out_next_pfn: 24 }
+    p2m_space_info: == 72 {
+        backend: 0, space: 32, nr_levels: 36, pool_pfn: 40, pool_pages: 48, root_pfn: 56,
+        nr_tables: 64,
+    }
+    p2m_space_list: >= 32 {
+        size: 0, flags: 4, start_space: 8, nr: 12, spaces: 16, out_nr: 24, out_total: 28,
     }
     p2m_dma_segment: == 32 { pfn: 0, address: 8, length: 16, offset: 24, flags: 28 }
     p2m_dma_plan: >= 112 {

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use p2m_pure::frame::Mfn;
 use p2m_pure::policy::{
-    Candidates, Constraint, Exclusions, FrameError, FrameSource, NoRoom, Pick, Policy, Selector,
-    MAX_EXCLUSIONS, MIN_SCATTER,
+    Candidates, Constraint, Exclusions, FrameError, FrameSource, Pick, Policy, Selector,
+    MIN_SCATTER,
 };
 use p2m_pure_host::machine::{End, Machine};
 use proptest::prelude::*;
@@ -672,61 +672,119 @@ mod selectors {
 mod exclusions {
     use super::*;
 
-    #[test]
-    fn are_the_union_of_the_ranges_that_were_added() {
-        let ranges = [(3, 5), (4, 9), (12, 13), (20, 20), (9, 8)];
-        for bits in 0..1u32 << ranges.len() {
-            let mut exclusions = Exclusions::new();
-            let added = |at: &usize| (bits >> at) & 1 != 0;
-            let chosen: Vec<_> = (0..ranges.len())
-                .filter(added)
-                .map(|at| ranges[at])
-                .collect();
-            for &(start, end) in &chosen {
-                assert_eq!(exclusions.add(start, end), Ok(()));
-                assert_eq!(exclusions.add(start, end), Ok(()), "twice is once");
-            }
-            let is_out = |at| chosen.iter().any(|&(start, end)| start <= at && at < end);
-            for first in 0..25 {
-                for nr in 1..12 {
-                    let expected = (first..first + nr).any(is_out);
-                    assert_eq!(exclusions.has_any(mfn(first), nr), expected);
-                }
-            }
-            assert!(exclusions.nr_frames() >= (0..25).filter(|&at| is_out(at)).count() as u64);
-            for &(start, end) in &chosen {
-                assert_eq!(exclusions.remove(start, end), start < end);
-                assert!(!exclusions.remove(start, end), "it's gone");
-            }
-            assert!(!exclusions.has_any(Mfn::ZERO, u64::MAX));
-            assert_eq!(exclusions.nr_frames(), 0);
+    /// What the module does: each change makes a new set, with room for one range more.
+    #[derive(Default)]
+    struct Set(Vec<(u64, u64)>);
+
+    impl Set {
+        fn change(&mut self, change: impl FnOnce(Exclusions<'_>, &mut [(u64, u64)]) -> usize) {
+            let mut ranges = vec![(7, 7); self.0.len() + 1];
+            let nr = change(Exclusions(&self.0), &mut ranges);
+            ranges.truncate(nr);
+            self.0 = ranges;
+        }
+
+        fn add(&mut self, start: u64, end: u64) {
+            self.change(|old, into| old.with(start, end, into));
+        }
+
+        fn remove(&mut self, start: u64, end: u64) {
+            self.change(|old, into| old.without(start, end, into));
+        }
+
+        /// In order, none of them empty, and none next to another.
+        fn is_normal(&self) -> bool {
+            self.0.iter().all(|(start, end)| start < end)
+                && self.0.windows(2).all(|pair| pair[0].1 < pair[1].0)
         }
     }
 
     #[test]
-    fn have_room_for_so_many() {
-        let mut exclusions = Exclusions::default();
-        for at in 0..MAX_EXCLUSIONS as u64 {
-            assert_eq!(exclusions.add(10 * at, 10 * at + 1), Ok(()));
+    fn all_changes_of_all_small_sets_are_those_of_bits() {
+        const BITS: u64 = 7;
+        for bits in 0..1u32 << BITS {
+            for (start, end) in (0..=BITS).flat_map(|a| (0..=BITS).map(move |b| (a, b))) {
+                let range = (0..BITS).filter(|at| start <= *at && *at < end);
+                let mask = range.fold(0, |mask, at| mask | 1 << at);
+                for (is_add, expected) in [(true, bits | mask), (false, bits & !mask)] {
+                    let mut set = Set::default();
+                    let of_bits = (0..BITS).filter(|at| (bits >> at) & 1 != 0);
+                    of_bits.for_each(|at| set.add(at, at + 1));
+                    assert_eq!(set.0.len() as u32, (bits & !(bits << 1)).count_ones());
+                    match is_add {
+                        true => set.add(start, end),
+                        false => set.remove(start, end),
+                    }
+                    assert!(set.is_normal(), "{:?}", set.0);
+                    let runs = (expected & !(expected << 1)).count_ones();
+                    assert_eq!(set.0.len() as u32, runs, "neighbours are one");
+                    for at in 0..BITS {
+                        let is_out = Exclusions(&set.0).has_any(at, at + 1);
+                        assert_eq!(is_out, (expected >> at) & 1 != 0, "{at} of {:?}", set.0);
+                    }
+                }
+            }
         }
-        assert_eq!(exclusions.add(5, 6), Err(NoRoom));
-        assert!(!exclusions.has_any(mfn(5), 1));
-        // One that is there, or that is none, needs no room.
-        assert_eq!(exclusions.add(10, 11), Ok(()));
-        assert_eq!(exclusions.add(7, 7), Ok(()));
-        assert!(exclusions.remove(10, 11));
-        assert_eq!(exclusions.add(5, 6), Ok(()));
-        assert!(exclusions.has_any(mfn(5), 1));
+    }
+
+    /// Somebody empties a part of the machine step by step, in any order.
+    #[test]
+    fn steps_of_one_range_are_one_range() {
+        for step in [1, 3, 64] {
+            let mut set = Set::default();
+            for at in (0..200).map(|at| at * 77 % 200) {
+                set.add(at * step, (at + 1) * step);
+                assert!(set.is_normal());
+            }
+            assert_eq!(set.0, [(0, 200 * step)]);
+            set.remove(5, 6);
+            assert_eq!(set.0, [(0, 5), (6, 200 * step)]);
+            set.remove(0, u64::MAX);
+            assert_eq!(set.0, []);
+        }
     }
 
     #[test]
     fn may_be_everything() {
-        let mut exclusions = Exclusions::new();
-        exclusions.add(0, u64::MAX).unwrap();
-        exclusions.add(1, u64::MAX).unwrap();
-        assert!(exclusions.has_any(mfn(Mfn::LIMIT - 1), 1));
-        assert!(exclusions.has_any(mfn(Mfn::LIMIT - 1), u64::MAX));
-        assert_eq!(exclusions.nr_frames(), u64::MAX);
+        let mut set = Set::default();
+        set.add(0, u64::MAX);
+        set.add(1, u64::MAX);
+        assert_eq!(set.0, [(0, u64::MAX)]);
+        assert!(Exclusions(&set.0).has_any(Mfn::LIMIT - 1, Mfn::LIMIT));
+        assert!(Exclusions(&set.0).has_any(Mfn::LIMIT - 1, u64::MAX));
+        assert!(!Exclusions(&set.0).has_any(5, 5));
+        set.remove(9, 9);
+        assert_eq!(set.0, [(0, u64::MAX)]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(500))]
+
+        #[test]
+        fn follow_a_set_of_frames(
+            steps in prop::collection::vec((any::<bool>(), 0..300u64, 0..60u64), 1..80),
+        ) {
+            let mut set = Set::default();
+            let mut model = BTreeSet::new();
+            for (is_add, start, nr) in steps {
+                let end = start + nr;
+                if is_add {
+                    set.add(start, end);
+                    model.extend(start..end);
+                } else {
+                    set.remove(start, end);
+                    model.retain(|at| *at < start || *at >= end);
+                }
+                prop_assert!(set.is_normal());
+                let frames: BTreeSet<u64> =
+                    set.0.iter().flat_map(|&(start, end)| start..end).collect();
+                prop_assert_eq!(&frames, &model);
+                for first in (0..360).step_by(7) {
+                    let expected = model.range(first..first + 5).next().is_some();
+                    prop_assert_eq!(Exclusions(&set.0).has_any(first, first + 5), expected);
+                }
+            }
+        }
     }
 }
 
