@@ -454,6 +454,11 @@ impl Machine for Host<'_> {
         Pfn::new(pfn).map_or(Entry::Invalid, |pfn| maps.lookup(store, pfn))
     }
 
+    fn entries(&self, pfn: u64, words: &mut [u64]) {
+        let (maps, store) = self.domain.maps();
+        maps.lookup_run(store, pfn, words);
+    }
+
     fn mfn_to_pfn(&self, mfn: Mfn) -> Option<Pfn> {
         let (maps, store) = self.domain.maps();
         maps.mfn_to_pfn(store, mfn)

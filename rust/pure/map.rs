@@ -233,6 +233,12 @@ impl Maps {
         Entry::from_raw(self.p2m.load(store, pfn.get()))
     }
 
+    /// Copies the words of the P2M from `pfn` on.
+    #[inline]
+    pub fn lookup_run<S: TableStore>(&self, store: &S, pfn: u64, words: &mut [u64]) {
+        self.p2m.load_run(store, pfn, words);
+    }
+
     /// Returns the first PFN from `pfn` on at which there may be something.
     pub fn next_backed<S: TableStore>(&self, store: &S, pfn: Pfn) -> Option<Pfn> {
         Pfn::new(self.p2m.next_leaf(store, pfn.get())?)

@@ -15,7 +15,7 @@
 
 use super::frame::{Pfn, PfnRange, PAGE_SHIFT};
 use super::pv::{bits, frame, frame_mask, is_leaf, span_pages, Busy};
-use super::pv::{Context, Lazy, Machine, MmuOps, Slot, MAX_LEVELS};
+use super::pv::{Context, Lazy, Machine, MmuOps, Slot, LAZY_BATCH, MAX_LEVELS};
 use super::table::{Table, TABLE_BITS, TABLE_WORDS};
 
 /// What page tables are like.
@@ -662,6 +662,9 @@ impl<P: TablePages> Builder<'_, P> {
         range: Pages,
         plan: &Plan,
     ) -> Result<(), PagingError> {
+        if level == 0 {
+            return self.map_pages(table, range, plan);
+        }
         for (index, part) in parts(range, level) {
             let slot = Slot { table, index };
             let pfn = plan.pfn(part.start).ok_or(PagingError::BadRange)?;
@@ -671,7 +674,7 @@ impl<P: TablePages> Builder<'_, P> {
                 self.set(level, slot, (pfn.get() << PAGE_SHIFT) | flags);
                 continue;
             }
-            // OVERFLOW: A page always fits at level 0.
+            // OVERFLOW: It isn't level 0.
             let below = level - 1;
             let child = match raw {
                 0 => {
@@ -686,16 +689,39 @@ impl<P: TablePages> Builder<'_, P> {
         Ok(())
     }
 
+    /// Maps pages in a table of level 0, which has no entry for them yet.
+    fn map_pages(&mut self, table: Pfn, range: Pages, plan: &Plan) -> Result<(), PagingError> {
+        self.table(table)?;
+        let flags = self.space.format.leaf(0, plan.flags);
+        let mut batch = [0; LAZY_BATCH];
+        let mut page = range.start;
+        while page < range.end() {
+            let slot = Slot {
+                table,
+                index: index(page, 0),
+            };
+            let pfn = plan.pfn(page).ok_or(PagingError::BadRange)?;
+            // OVERFLOW: The page is before the end.
+            // CAST: At most the size of the batch.
+            let nr = (range.end() - page).min(LAZY_BATCH as u64) as usize;
+            let words = batch.get_mut(..nr).ok_or(PagingError::BadRange)?;
+            let (ops, mut cx) = self.context();
+            ops.make_ptes(cx.machine, pfn, flags, words);
+            ops.set_ptes(&mut cx, slot, words);
+            page = page.saturating_add(nr as u64);
+        }
+        Ok(())
+    }
+
     /// Returns whether a part can be one leaf at `level`, where `raw` is in the table.
     fn fits(&self, level: usize, part: Pages, pfn: Pfn, plan: &Plan, raw: u64) -> bool {
         let span = span_pages(level);
-        level == 0
-            || (level <= plan.max_level.min(self.space.format.max_leaf_level)
-                && part.nr_pages == span
-                && pfn.get() % span == 0
-                // A table may be there in which a backend made all entries empty. It has room.
-                && raw == 0
-                && self.space.ops.can_be_leaf(self.machine, level, pfn))
+        level <= plan.max_level.min(self.space.format.max_leaf_level)
+            && part.nr_pages == span
+            && pfn.get() % span == 0
+            // A table may be there in which a backend made all entries empty. It has room.
+            && raw == 0
+            && self.space.ops.can_be_leaf(self.machine, level, pfn)
     }
 
     /// Unmaps a range below `table`, adding to `done`, and frees tables that have become empty.
@@ -708,11 +734,16 @@ impl<P: TablePages> Builder<'_, P> {
     ) -> Result<(), PagingError> {
         for (index, part) in parts(range, level) {
             let slot = Slot { table, index };
-            let (val, raw) = self.get(level, slot)?;
+            let raw = self.table(slot.table)?.load(slot.index);
             if raw == 0 {
                 continue;
             }
-            let child = match link(level, val) {
+            // What a page is mapped to doesn't matter, and would have to be looked up.
+            let child = match level {
+                0 => None,
+                _ => link(level, self.space.ops.val(self.machine, level, raw)),
+            };
+            let child = match child {
                 Some(child) => child,
                 None if part.nr_pages == span_pages(level) => {
                     self.set(level, slot, 0);

@@ -19,7 +19,7 @@
 //! With four levels the top one is `p4d`, folded into the `pgd`, as in Linux.
 
 use super::entry::Entry;
-use super::frame::{Mfn, Pfn, PAGE_SHIFT};
+use super::frame::{Mfn, Pfn, PAGE_SHIFT, PAGE_SIZE};
 use super::table::{Table, TABLE_BITS};
 
 /// Bits of a page table entry (AMD64 manual, volume 2, 5.4).
@@ -96,6 +96,16 @@ pub struct Busy;
 pub trait Machine {
     /// Returns what is at a PFN, which may be any number.
     fn entry(&self, pfn: u64) -> Entry;
+
+    /// Stores the [words](Entry::raw) of what is at the PFNs from `pfn` on.
+    ///
+    /// Who has them in a table can copy them.
+    fn entries(&self, pfn: u64, words: &mut [u64]) {
+        for (nr, word) in (0..).zip(words) {
+            let entry = pfn.checked_add(nr).map(|pfn| self.entry(pfn));
+            *word = entry.unwrap_or(Entry::Invalid).raw();
+        }
+    }
 
     /// Returns the PFN at which a frame of the domain is.
     fn mfn_to_pfn(&self, mfn: Mfn) -> Option<Pfn>;
@@ -263,6 +273,13 @@ fn native_set(machine: &dyn Machine, slot: Slot, word: u64) {
     }
 }
 
+/// Stores entries from `slot` on, as far as they are in the table.
+fn native_set_run(machine: &dyn Machine, slot: Slot, words: &[u64]) {
+    if let Some(table) = machine.table(slot.table) {
+        table.store_run(slot.index, words);
+    }
+}
+
 fn native_get(machine: &dyn Machine, slot: Slot) -> u64 {
     machine
         .table(slot.table)
@@ -288,6 +305,18 @@ pub trait MmuOps: Sync {
     /// Makes an entry of level 0.
     fn make_pte(&self, _: &dyn Machine, val: u64) -> Pte {
         Pte(val)
+    }
+    /// Makes entries of level 0 with the same flags for the PFNs from `pfn` on.
+    ///
+    /// Entries of neighbours are made without arithmetic on machine frames, unlike what the kernel's
+    /// `set_ptes()` does natively.
+    fn make_ptes(&self, machine: &dyn Machine, pfn: Pfn, flags: u64, words: &mut [u64]) {
+        let mut val = (pfn.get() << PAGE_SHIFT) | flags;
+        for word in words {
+            *word = self.make_pte(machine, val).0;
+            // A frame number has room for those of all PFNs.
+            val = val.wrapping_add(PAGE_SIZE as u64);
+        }
     }
     /// Translates an entry of level 1 for the kernel.
     fn pmd_val(&self, _: &dyn Machine, pmd: Pmd) -> u64 {
@@ -325,6 +354,12 @@ pub trait MmuOps: Sync {
     /// Stores an entry of level 0.
     fn set_pte(&self, cx: &mut Context<'_>, slot: Slot, pte: Pte) {
         native_set(cx.machine, slot, pte.0);
+    }
+    /// Stores entries of level 0 that follow each other in a table from `slot` on.
+    fn set_ptes(&self, cx: &mut Context<'_>, slot: Slot, words: &[u64]) {
+        for (index, &word) in (slot.index..).zip(words) {
+            self.set_pte(cx, Slot { index, ..slot }, Pte(word));
+        }
     }
     /// Stores an entry of level 1.
     fn set_pmd(&self, cx: &mut Context<'_>, slot: Slot, pmd: Pmd) {
@@ -564,6 +599,10 @@ impl MmuOps for Native {
     fn name(&self) -> &'static str {
         "native"
     }
+
+    fn set_ptes(&self, cx: &mut Context<'_>, slot: Slot, words: &[u64]) {
+        native_set_run(cx.machine, slot, words);
+    }
 }
 
 /// What becomes of a present entry for a PFN with nothing behind it.
@@ -689,6 +728,21 @@ impl MmuOps for P2m {
     fn make_pte(&self, machine: &dyn Machine, val: u64) -> Pte {
         Pte(self.pfn_to_mfn(machine, 0, val))
     }
+    fn make_ptes(&self, machine: &dyn Machine, pfn: Pfn, flags: u64, words: &mut [u64]) {
+        if flags & bits::PRESENT == 0 {
+            return Native.make_ptes(machine, pfn, flags, words);
+        }
+        machine.entries(pfn.get(), words);
+        let mut val = (pfn.get() << PAGE_SHIFT) | flags;
+        for word in words {
+            *word = match Entry::from_raw(*word).mfn() {
+                Some(mfn) => (mfn.get() << PAGE_SHIFT) | flags,
+                None => self.unbacked(val),
+            };
+            // A frame number has room for those of all PFNs.
+            val = val.wrapping_add(PAGE_SIZE as u64);
+        }
+    }
     fn pmd_val(&self, machine: &dyn Machine, pmd: Pmd) -> u64 {
         self.mfn_to_pfn(machine, 1, pmd.0)
     }
@@ -716,6 +770,11 @@ impl MmuOps for P2m {
 
     fn set_pte(&self, cx: &mut Context<'_>, slot: Slot, pte: Pte) {
         self.set(cx, slot, pte.0);
+    }
+    fn set_ptes(&self, cx: &mut Context<'_>, slot: Slot, words: &[u64]) {
+        // They are a batch already, which comes after what was put off before it.
+        self.lazy_mode_flush(cx);
+        native_set_run(cx.machine, slot, words);
     }
     fn set_pmd(&self, cx: &mut Context<'_>, slot: Slot, pmd: Pmd) {
         self.set(cx, slot, pmd.0);

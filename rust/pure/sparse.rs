@@ -150,6 +150,24 @@ impl Sparse {
         }
     }
 
+    /// Copies the words from `index` on. To find a leaf takes longer than to read it.
+    pub fn load_run<S: TableStore>(&self, store: &S, index: u64, words: &mut [u64]) {
+        let mut index = index;
+        let mut left = words;
+        while !left.is_empty() {
+            // CAST: A small number.
+            let in_leaf = TABLE_WORDS - (index % TABLE_WORDS as u64) as usize;
+            let (part, rest) = left.split_at_mut(in_leaf.min(left.len()));
+            match self.leaf(store, index) {
+                Some(leaf) => store.table(leaf).load_run(index, part),
+                None => part.fill(INVALID),
+            }
+            // No tree has a word for an index that high.
+            index = index.saturating_add(part.len() as u64);
+            left = rest;
+        }
+    }
+
     /// Returns the leaf with the word at `index`, which may be the shared missing one, or [`None`]
     /// if the tree doesn't reach that far.
     #[inline]

@@ -44,12 +44,28 @@ impl Table {
         self.slot(index).load(Ordering::Acquire)
     }
 
+    /// Copies words from the one that `index` selects on: as many as fit into `words` and are in
+    /// the table. Each is loaded as by [`load()`](Self::load).
+    pub fn load_run(&self, index: u64, words: &mut [u64]) {
+        for (word, slot) in words.iter_mut().zip(self.slots(index)) {
+            *word = slot.load(Ordering::Acquire);
+        }
+    }
+
     /// Stores a word where `index` selects by its low [`TABLE_BITS`] bits.
     ///
     /// Who loads it sees what was written before.
     #[inline]
     pub fn store(&self, index: u64, word: u64) {
         self.slot(index).store(word, Ordering::Release);
+    }
+
+    /// Stores words from where `index` selects on, as far as they are in the table. Each is stored
+    /// as by [`store()`](Self::store), in order.
+    pub fn store_run(&self, index: u64, words: &[u64]) {
+        for (&word, slot) in words.iter().zip(self.slots(index)) {
+            slot.store(word, Ordering::Release);
+        }
     }
 
     /// Stores a word where `index` selects, and returns what was there.
@@ -74,6 +90,12 @@ impl Table {
         self.words
             .iter()
             .all(|slot| slot.load(Ordering::Relaxed) == word)
+    }
+
+    fn slots(&self, first: u64) -> &[AtomicU64] {
+        // CAST: Masked to the few bits that an index has.
+        // PANIC: The mask makes the index smaller than the number of words.
+        &self.words[(first & (TABLE_WORDS as u64 - 1)) as usize..]
     }
 
     #[inline]

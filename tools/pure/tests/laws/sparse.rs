@@ -71,6 +71,25 @@ fn assert_holds(array: &Array, set: &BTreeSet<u64>) {
 }
 
 #[test]
+fn a_run_is_each_of_its_words() {
+    for set in sets().step_by(7) {
+        let array = array_of(&set);
+        for first in places() {
+            for nr in [0, 1, 2, span(1) + 2, 2 * span(1) + 1] {
+                let mut words = vec![1; nr as usize];
+                array.sparse.load_run(&array.store, first, &mut words);
+                let expected = (0..nr).map(|nr| match first.checked_add(nr) {
+                    Some(index) => array.load(index),
+                    None => INVALID,
+                });
+                let expected: Vec<u64> = expected.collect();
+                assert!(words == expected, "{nr} from {first:#x} of {set:x?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn an_empty_array_needs_no_table() {
     let array = Array::new();
     assert_holds(&array, &BTreeSet::new());

@@ -23,6 +23,8 @@ crate::laws! {
     case_5_an_identity_is_itself,
     case_7_any_number_is_a_question,
     case_21_each_entry_is_translated,
+    case_21_a_run_of_entries_is_each_of_them,
+    case_21_a_run_is_stored_after_what_was_put_off,
     case_21_no_bit_gets_lost_in_between,
     case_21_an_emptied_entry_stays_empty,
     flags_obey_their_algebra,
@@ -423,6 +425,66 @@ fn case_21_each_entry_is_translated(backend: &Backend) {
             let mfn = backend.mfn(&sim, at::SCATTERED + 5 + index).unwrap();
             assert_eq!(word(&sim, index), (mfn << 12) | bits::PRESENT | bits::RW);
         }
+    }
+}
+
+fn case_21_a_run_of_entries_is_each_of_them(backend: &Backend) {
+    let sim = backend.world();
+    // Where one kind of frames ends and another begins, and behind all of them.
+    let starts = [
+        0,
+        M2,
+        2 * M2,
+        6 * M2,
+        8 * M2,
+        9 * M2,
+        10 * M2,
+        12 * M2,
+        13 * M2,
+    ];
+    for flags in [
+        0,
+        bits::PRESENT | bits::RW,
+        bits::PRESENT | bits::NX | bits::PAT,
+    ] {
+        for start in starts.into_iter().chain([Pfn::LIMIT - 40]) {
+            for nr in [0, 1, 7, 40] {
+                let first = start.saturating_sub(3);
+                let mut words = vec![!0; nr as usize];
+                let pfn = Pfn::new(first).unwrap();
+                backend.ops.make_ptes(&*sim, pfn, flags, &mut words);
+                for (pfn, word) in (first..).zip(words) {
+                    let one = backend.ops.make_pte(&*sim, (pfn << 12) | flags);
+                    assert_eq!(word, one.0, "PFN {pfn:#x} of {nr} from {first:#x}");
+                }
+            }
+        }
+    }
+}
+
+fn case_21_a_run_is_stored_after_what_was_put_off(backend: &Backend) {
+    for (first, words) in [
+        (0, vec![]),
+        (5, vec![16]),
+        (0, (8..520).collect()),
+        (500, vec![24; 12]),
+    ] {
+        let sim = backend.world();
+        sim.adopt(TABLE);
+        let mut lazy = Lazy::new();
+        let mut cx = Context {
+            machine: &*sim,
+            lazy: &mut lazy,
+        };
+        cx.enable_lazy_mode();
+        backend.ops.set_pte(&mut cx, slot(first), Pte(32));
+        backend.ops.set_ptes(&mut cx, slot(first), &words);
+        cx.disable_lazy_mode(backend.ops);
+        let mut expected = [0; 512];
+        expected[first as usize] = 32;
+        expected[first as usize..][..words.len()].copy_from_slice(&words);
+        let seen: Vec<u64> = (0..512).map(|index| word(&sim, index)).collect();
+        assert_eq!(seen, expected, "{} from {first}", words.len());
     }
 }
 
