@@ -11,6 +11,8 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use p2m::{Address, DmaLimits, Level, Mfn, Pfn, Policy, PteFlags, SpaceId, pages};
 
+use crate::guest::GuestCommand;
+
 /// What all commands have in common.
 const GLOBAL: &str = "Global options";
 
@@ -93,6 +95,14 @@ pub(crate) enum Command {
     Dma {
         #[command(subcommand)]
         command: DmaCommand,
+    },
+    /// Have a Linux kernel in the pages of a domain, which it sees as the memory of its machine.
+    ///
+    /// A region is made for its memory, in which PFNs are the guest's frame numbers: from 0 to 3 GiB,
+    /// and from 4 GiB on.
+    Guest {
+        #[command(subcommand)]
+        command: GuestCommand,
     },
     /// Print completions for a shell.
     Completions { shell: clap_complete::Shell },
@@ -540,6 +550,7 @@ impl Args {
         let (policy, seed) = match &self.command {
             Command::Alloc(alloc) => (alloc.policy, alloc.seed),
             Command::Move(what) => (what.policy, what.seed),
+            Command::Guest { command } => command.policy_and_seed(),
             _ => return Ok(self),
         };
         if seed != 0 && policy != Policy::SCATTER {
@@ -548,6 +559,9 @@ impl Args {
             );
         }
         match &self.command {
+            Command::Guest { command } if command.lacks_on_demand() => {
+                conflict("--free-pages needs --on-demand: the guest touches free pages as it likes")
+            }
             Command::Alloc(alloc) if alloc.on_demand && alloc.check && !alloc.populate => {
                 conflict("--check compares pages, of which --on-demand leaves none: add --populate")
             }
@@ -556,7 +570,7 @@ impl Args {
     }
 }
 
-fn policy_parser<const N: usize>(
+pub(crate) fn policy_parser<const N: usize>(
     names: [&'static str; N],
 ) -> impl TypedValueParser<Value = Policy> {
     PossibleValuesParser::new(names).try_map(|name| name.parse::<Policy>())
@@ -570,7 +584,7 @@ fn level_parser() -> impl TypedValueParser<Value = Level> {
     })
 }
 
-fn parse_number(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_number(text: &str) -> Result<u64, String> {
     match text.strip_prefix("0x").or(text.strip_prefix("0X")) {
         // The parser would take a sign.
         Some(digits) if !digits.starts_with('+') => u64::from_str_radix(digits, 16),
@@ -642,7 +656,7 @@ fn parse_addresses(text: &str) -> Result<AddressRange, String> {
     })
 }
 
-fn parse_size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let suffix = |(index, unit): (usize, &str)| {
         let number = text.strip_suffix(unit)?;
         Some((number, 10 * (index as u32 + 1)))

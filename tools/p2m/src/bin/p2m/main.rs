@@ -7,7 +7,9 @@ mod args;
 mod check;
 mod dma;
 mod format;
+mod guest;
 mod inspect;
+mod kcore;
 mod layout;
 mod live;
 mod plot;
@@ -19,18 +21,18 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::args::{Args, Command};
+use crate::guest::GuestCommand;
 
 fn main() -> ExitCode {
     let args = Args::from_command_line();
     let mut out = BufWriter::new(io::stdout().lock());
     // What was printed before an error is still worth to be seen.
-    let outcome = run(&args, &mut out).and_then(|good| {
+    let outcome = run(&args, &mut out).and_then(|code| {
         out.flush()?;
-        Ok(good)
+        Ok(code)
     });
     match outcome {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(code) => code,
         Err(error) => {
             complain(&error);
             ExitCode::FAILURE
@@ -38,9 +40,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// Does what was asked for, and returns whether all that was found is good.
-fn run(args: &Args, out: &mut impl Write) -> Result<bool> {
-    match &args.command {
+/// Does what was asked for, and returns whether all that was found is good, or what a guest has left.
+fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode> {
+    let good = match &args.command {
         Command::Info => inspect::info(args, out),
         Command::Stat(of) => inspect::stat(args, of, out),
         Command::Alloc(what) => alloc::alloc(args, what, out),
@@ -58,11 +60,20 @@ fn run(args: &Args, out: &mut impl Write) -> Result<bool> {
         Command::Contig(what) => live::contig(args, what, out),
         Command::Exchange(what) => live::exchange(args, what, out),
         Command::Audit(of) => live::audit(args, of, out),
+        Command::Guest { command } => match command {
+            GuestCommand::Load(what) => guest::load(args, what, out),
+            GuestCommand::Run(what) => return guest::run(args, what).map(ExitCode::from),
+        },
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Args::described(), "p2m", out);
             Ok(true)
         }
-    }
+    };
+    Ok(if good? {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Tells what went wrong, why, and what to do about it.
@@ -73,7 +84,11 @@ fn complain(error: &anyhow::Error) {
         return;
     }
     eprintln!("p2m: {error:#}");
-    if let Some(hint) = error.downcast_ref().and_then(p2m::Error::hint) {
+    let hint = error
+        .downcast_ref()
+        .and_then(p2m::Error::hint)
+        .or_else(|| error.downcast_ref().and_then(p2m_guest::Error::hint));
+    if let Some(hint) = hint {
         eprintln!("hint: {hint}");
     }
 }
