@@ -44,6 +44,7 @@ mod domain;
 mod ffi;
 mod frames;
 mod inject;
+mod ioctl;
 mod live_commands;
 mod mapping;
 #[forbid(unsafe_code)]
