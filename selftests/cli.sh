@@ -28,6 +28,7 @@ tests=(
 	alloc_says_that_memory_may_not_be_locked
 	alloc_frees_all_at_its_end
 	alloc_on_demand_takes_what_is_touched
+	alloc_says_what_was_asked_of_frames
 	map_agrees_with_the_pagemap
 	map_by_page_agrees_with_the_pagemap
 	map_shows_regions_and_holes
@@ -54,6 +55,7 @@ tests=(
 	space_reads_well
 	space_says_what_is_wrong
 	space_goes_when_it_is_destroyed
+	space_list_knows_all
 	walk_agrees_with_the_machine
 	walk_says_why_there_is_no_page
 	walk_notices_where_native_tables_lead
@@ -70,6 +72,19 @@ tests=(
 	contig_says_what_is_wrong
 	exchange_swaps_frames
 	audit_reads_at_a_glance
+	region_has_the_frames_that_were_asked_for
+	region_says_what_is_wrong
+	region_comes_and_goes
+	guard_check_finds_who_runs_over_the_edge
+	foreign_pages_are_seen_by_both
+	foreign_says_what_is_wrong
+	identity_is_for_what_is_no_memory
+	fail_nth_fails_once
+	counters_add_up
+	trace_sees_every_change
+	trace_chooses_a_domain
+	trace_cleans_up
+	trace_says_what_is_missing
 	plot_in_the_terminal
 	plot_into_a_file
 	plot_of_nothing_fails
@@ -311,6 +326,33 @@ write_outside() {
 		        value = (value ^ byte) * 0x100000001b3 % 2**64
 		    print(f"{value:#018x}")
 
+		def overrun(mfn, shift):
+		    """Have a device write a page of other words, shifted by some bytes. "none" if there
+		    is no device that does as it's told (QEMU: -device edu), or an IOMMU is in the way."""
+		    devices = "/sys/bus/pci/devices"
+		    name = next((name for name in os.listdir(devices) if all(
+		        int(open(f"{devices}/{name}/{file}").read(), 16) == value
+		        for file, value in (("vendor", 0x1234), ("device", 0x11e8)))), None)
+		    iommus = "/sys/class/iommu"
+		    if not name or os.path.exists(iommus) and os.listdir(iommus):
+		        print("none")
+		        return
+		    # Command register: memory and bus master.
+		    config = os.open(f"{devices}/{name}/config", os.O_RDWR)
+		    os.pwrite(config, struct.pack("=H", 6), 4)
+		    with open(f"{devices}/{name}/resource0", "r+b", buffering=0) as file:
+		        registers = mmap.mmap(file.fileno(), 1 << 20)
+		    def write(register, value):
+		        ctypes.c_uint64.from_buffer(registers, register).value = value
+		    # From its buffer, in which there are zeros, to memory.
+		    for register, value in ((0x80, 0x40000), (0x88, int(mfn) * PAGE + int(shift)),
+		                            (0x90, PAGE), (0x98, 3)):
+		        write(register, value)
+		    while ctypes.c_uint64.from_buffer(registers, 0x98).value & 1:
+		        pass
+		    os.pwrite(config, struct.pack("=H", 2), 4)
+		    print("done")
+
 		def digest(pid, fd, pfn, nr):
 		    """Print a checksum of the contents of pages."""
 		    with Domain(pid, fd).map(int(pfn), int(nr)) as memory:
@@ -375,8 +417,8 @@ alloc_has_all_keys() {
 	run 0 --json alloc 1M
 	json '(keys_unsorted | join(" ")) ==
 		"region machine sample demand linear check hold"'
-	json '.region == {base_pfn: 0, nr_pages: 256, policy: "any", seed: 0,
-		on_demand: false, bytes: 1048576}'
+	json '.region == {base_pfn: 0, nr_pages: 256, policy: "any", seed: 0, on_demand: false,
+		guarded: false, node: null, mfns: null, colour: null, bytes: 1048576}'
 	json '.linear == {ok: true, bytes: 1048576, first_bad: null}'
 	json '[.sample[].pfn] == [0, 1, 2, 255]'
 	json 'all(.sample[]; .type == "frame" and .mfn > 0)'
@@ -465,6 +507,20 @@ alloc_frees_all_at_its_end() {
 	wait "$pid" || status=$?
 	is "$status" $((128 + 15)) 'exit status'
 	is "$(total_pages)" "$before" 'pages of all domains'
+}
+
+alloc_says_what_was_asked_of_frames() {
+	run 0 alloc 64K --below 1G --colour 1/4 --guarded --policy scatter
+	[[ $out == *', policy scatter, seed 0, guarded, MFN 0x0..0x40000, colour 1 of 4'$'\n'* ]] ||
+		fail "$out"
+	run 1 alloc 64K --mfns 0x7ffffff0..0x80000000
+	complains 'hint: no free frames satisfy the policy'
+	run 1 alloc 64K --guarded --policy contiguous
+	complains "hint: a contiguous region can't be guarded"
+	run 1 alloc 64K --node 63
+	complains 'the node must have memory'
+	run 1 alloc 64K --node 0 --guarded
+	complains 'single frames of a node only'
 }
 
 map_agrees_with_the_pagemap() {
@@ -975,6 +1031,25 @@ space_goes_when_it_is_destroyed() {
 	json '.frames == 0'
 }
 
+space_list_knows_all() {
+	local i
+
+	hold 4M
+	run 0 --json space list "${domain[@]}"
+	json '. == []'
+	for i in 1 2 3; do
+		run 0 space create "${domain[@]}" --pool "$((0x300 + 0x10 * i))..$((0x310 + 0x10 * i))" \
+			--backend "$([[ $i == 2 ]] && echo native || echo p2m)" --levels $((i == 3 ? 5 : 4))
+	done
+	run 0 space map "${domain[@]}" --space 3 0x1000 1..4
+	run 0 space destroy "${domain[@]}" --space 1
+	run 0 space list "${domain[@]}"
+	matches 'space    2, backend native, 4 levels, pool PFN 0x320\.\.0x330 \(16 pages, 1 in use\), root PFN 0x320' \
+		'         3, backend p2m, 5 levels, pool PFN 0x330\.\.0x340 \(16 pages, 5 in use\), root PFN 0x330'
+	run 0 --json space list "${domain[@]}"
+	json '[.[].space] == [2, 3] and [.[].tables] == [1, 5] and .[1].root_pfn == 816'
+}
+
 walk_agrees_with_the_machine() {
 	local address
 
@@ -1274,14 +1349,9 @@ evacuate_leaves_nothing() {
 evacuate_says_what_is_wrong() {
 	hold 64K
 	run 1 evacuate "${domain[@]}" 0..0x100 --readmit
-	complains "hint: the domain doesn't keep out of exactly this range"
+	complains "hint: the domain doesn't keep out of any frame of this range"
 	run 1 evacuate "${domain[@]}" 0..0xffffffffffffffff
 	complains 'hint: the range ends beyond the last possible MFN'
-	for ((i = 0; i < 16; i++)); do
-		run 0 evacuate "${domain[@]}" "$i" --keep-out
-	done
-	run 1 evacuate "${domain[@]}" 99 --keep-out
-	complains 'hint: the domain keeps out of as many ranges as it can: readmit one'
 }
 
 contig_is_one_run() {
@@ -1359,6 +1429,343 @@ audit_reads_at_a_glance() {
 	json '(keys_unsorted | join(" ")) == "ok frames pinned p2m_bad m2p_bad orphans " +
 		"refs_bad spaces_bad count_bad first_pfn first_mfn"'
 	json '.frames == 256 and .first_pfn == null and .first_mfn == null'
+}
+
+region_has_the_frames_that_were_asked_for() {
+	hold 16K
+	run 0 region create "${domain[@]}" 256K --below 1G --base 0x1000
+	matches 'region   PFN 0x1000\.\.0x1040 \(256 KiB, 64 pages\), policy any, MFN 0x0\.\.0x40000'
+	run 0 --json region create "${domain[@]}" 256K --mfns 0x100..0x30000 --colour 3/16 \
+		--policy scatter --seed 7 --base 0x2000
+	json '.mfns == {start: 256, end: 196608} and .colour == {colour: 3, of: 16} and .seed == 7'
+	run 0 region create "${domain[@]}" 128K --guarded --base 0x3000
+	run 0 region create "${domain[@]}" 128K --node 0 --base 0x4000 --on-demand
+	run 0 --json region list "${domain[@]}"
+	json '[.[].base_pfn] == [0, 4096, 8192, 12288, 16384]'
+	json '[.[].guarded] == [false, false, false, true, false]'
+	json '[.[].node] == [null, null, null, null, 0]'
+	json '[.[] | .colour.of, .mfns.end] == [null, null, null, 262144, 16, 196608, null, null, null, null]'
+	json '.[4].on_demand'
+	run 0 region list "${domain[@]}"
+	matches 'region   PFN 0x0\.\.0x4 .*, policy any' '         PFN 0x1000\.\..*, MFN 0x0\.\.0x40000' \
+		'         PFN 0x2000\.\..*, policy scatter, seed 7, MFN 0x100\.\.0x30000, colour 3 of 16' \
+		'         PFN 0x3000\.\..*, policy any, guarded' \
+		'         PFN 0x4000\.\..*, policy any, on demand, node 0'
+	# All that was asked is so, and stays so.
+	for change in '' 'populate 0x4000..0x4020' 'move --policy scatter'; do
+		# shellcheck disable=SC2086
+		[[ ! $change ]] || run 0 $change "${domain[@]}"
+		run 0 --json map --pages "${domain[@]}"
+		json '[.pages[] | select(.pfn >= 4096 and .pfn < 8192)] | length == 64 and
+			all(.mfn < 262144)'
+		json '[.pages[] | select(.pfn >= 8192 and .pfn < 12288)] | length == 64 and
+			all(.mfn >= 256 and .mfn < 196608 and .mfn % 16 == 3)'
+		json '[.pages[].mfn] as $all |
+			[.pages[] | select(.pfn >= 12288 and .pfn < 16384) | .mfn] |
+			length == 32 and all(. as $mfn | $all | index($mfn + 1) == null)'
+	done
+	run 0 --json stat "${domain[@]}"
+	json '.guards >= 33 and .frames == 196'
+	audit
+}
+
+region_says_what_is_wrong() {
+	hold 64K
+	run 1 region create "${domain[@]}" 64K --base 8
+	complains 'hint: there is a region already'
+	run 1 region create "${domain[@]}" 64K --colour 0/2 --policy contiguous
+	complains "hint: a contiguous region can't be"
+	run 1 region destroy "${domain[@]}" 1
+	complains 'hint: no region begins at this PFN'
+}
+
+region_comes_and_goes() {
+	hold 64K
+	run 0 --json region create "${domain[@]}" 64K
+	json '.base_pfn == 512 and .bytes == 65536'
+	run 0 region destroy "${domain[@]}" 512
+	matches 'region   at PFN 0x200 is destroyed'
+	run 0 --json region destroy "${domain[@]}" 0
+	json '. == {destroyed: 0}'
+	run 0 --json region list "${domain[@]}"
+	json '. == []'
+}
+
+guard_check_finds_who_runs_over_the_edge() {
+	local mfn
+
+	# The device reaches 28 bits.
+	hold 64K --guarded --below 256M
+	run 0 guard check "${domain[@]}"
+	matches 'guards   32 guards looked at: ok'
+	run 0 --json guard check "${domain[@]}" 3..5
+	json '. == {ok: true, checked: 4, broken: 0, first: null, refilled: false}'
+	run 1 guard check "${domain[@]}" 0x100
+	complains 'hint: a PFN of the range is in no region'
+	run 0 --json map --pages "${domain[@]}"
+	mfn=$(jq '.pages[7].mfn' <<<"$out")
+	[[ $(outside overrun "$mfn" 8) == 'done' ]] || return 0
+
+	run 1 guard check "${domain[@]}" 7
+	matches 'guards   2 guards looked at, 1 broken: FAILED' \
+		'first    PFN 0x7, at byte 0x1000 behind its beginning: 0x0000000000000000 instead of 0x7261756721326d70'
+	outside overrun "$mfn" -3 >/dev/null
+	run 1 --json guard check "${domain[@]}" 7 --refill
+	json '.broken == 2 and .first.pfn == 7 and .first.offset == -3 and .refilled'
+	run 0 guard check "${domain[@]}"
+	audit
+}
+
+# hold_two SIZE SIZE: have two processes hold a region each. Sets lender, which are
+# the arguments to have foreign pages from the first one, and domain for the other.
+hold_two() {
+	hold "$1"
+	lender=(--from-pid "$pid") lender_domain=("${domain[@]}") lender_pid=$pid lender_fd=$fd
+	hold "$2"
+}
+
+foreign_pages_are_seen_by_both() {
+	hold_two 64K 64K
+	run 0 release "${domain[@]}" 4..8
+	run 0 foreign map "${domain[@]}" "${lender[@]}" 4 0..4
+	matches 'mapped   4 pages'
+	run 0 --json map --pages "${domain[@]}" 4..8
+	mine=$(jq -c '[.pages[] | [.type, .mfn]]' <<<"$out")
+	run 0 --json map --pages "${lender_domain[@]}" 0..4
+	is "$(jq -c '[.pages[] | ["foreign", .mfn]]' <<<"$out")" "$mine" 'foreign frames'
+	is "$(outside digest "$pid" "$fd" 4 4)" "$(outside digest "$lender_pid" "$lender_fd" 0 4)" contents
+	# The other one's pages stay where they are meanwhile.
+	run 1 --json move "${lender_domain[@]}" 0..8
+	json '.pages == 4 and .busy == 4'
+	run 0 --json foreign unmap "${domain[@]}" 4..6
+	json '. == {operation: "unmapped", pages: 2, failed: []}'
+	# What isn't foreign doesn't keep others from going.
+	run 1 foreign unmap "${domain[@]}" 5..9
+	matches 'unmapped 2 pages' 'failed   PFN 0x5: no page of another domain is there' \
+		'         PFN 0x8: no page of another domain is there'
+	run 0 --json move "${lender_domain[@]}" 0..8
+	json '.pages == 8'
+	audit
+}
+
+foreign_says_what_is_wrong() {
+	hold_two 64K 64K
+	run 0 release "${domain[@]}" 0..2
+	run 1 --json foreign map "${domain[@]}" "${lender[@]}" 0 0xe..0x12
+	json '.pages == 2 and [.failed[] | [.pfn, .errno]] == [[2, 14], [3, 14]]'
+	run 1 foreign map "${domain[@]}" "${lender[@]}" 1 0..1
+	matches 'mapped   0 pages' 'failed   PFN 0x1: something is there already'
+	run 1 foreign map "${domain[@]}" --from-pid "$pid" 0 0..1
+	complains 'hint: the other domain has to be another one'
+}
+
+identity_is_for_what_is_no_memory() {
+	hold 64K
+	# Registers of the I/O APIC and of others, in every PC.
+	run 0 region create "${domain[@]}" 64K --base 0xfec00 --on-demand
+	run 0 identity "${domain[@]}" 0xfec00..0xfec02
+	matches 'identity PFN 0xfec00\.\.0xfec02 \(2 pages\)'
+	run 0 --json map "${domain[@]}" 0xfec00..0xfec03
+	json '[.runs[] | [.pfn, .nr_pages, .type]] == [[1043456, 2, "identity"], [1043458, 1, "invalid"]]'
+	run 1 identity "${domain[@]}" 0xfec01
+	complains 'hint: something is at one of the PFNs'
+	run 1 identity "${domain[@]}" 5
+	complains 'hint: some of the machine frames are memory'
+	run 1 identity "${domain[@]}" 0xfed00
+	complains 'hint: a PFN of the range is in no region'
+	as=(setpriv --bounding-set -sys_rawio --inh-caps -sys_rawio)
+	run 1 identity "${domain[@]}" 0xfec08
+	complains 'hint: needs CAP_SYS_RAWIO'
+}
+
+fail_nth_fails_once() {
+	hold 64K
+	run 0 fail-nth "${domain[@]}" 1
+	matches 'fails    place 1 from now on' 'left     0 to count since the last time'
+	run 1 move "${domain[@]}"
+	complains 'hint: memory is short'
+	run 0 move "${domain[@]}"
+	run 0 fail-nth "${domain[@]}" 1000000
+	run 0 move "${domain[@]}"
+	run 0 --json fail-nth "${domain[@]}" 0
+	json '.nth == 0 and .left > 0 and .left < 1000000'
+	audit
+}
+
+# total NAME: a counter of all domains that there ever were.
+total() {
+	awk -v "name=$1" '$1 == name { print $2 }' /sys/kernel/debug/p2m/stat
+}
+
+# counter NAME: a counter of the domain.
+counter() {
+	awk -v "name=p2m-$1:" '$1 == name { print $2 }' "/proc/$pid/fdinfo/$fd"
+}
+
+counters_add_up() {
+	local -A before after
+
+	hold 64K
+	for name in populated released moved busy; do
+		before[$name]=$(total "$name")
+	done
+	is "$(counter populated) $(counter released) $(counter moved)" '16 0 0' counters
+	run 0 release "${domain[@]}" 0..4
+	run 0 populate "${domain[@]}" 0..2
+	run 0 move "${domain[@]}" 0..8
+	run 0 exchange "${domain[@]}" 8..10 12
+	run 0 contig "${domain[@]}" 8..12
+	run 0 --json region create "${domain[@]}" 8K --on-demand --base 0x100
+	outside words "$pid" "$fd" 256 0 1 >/dev/null
+	is "$(counter populated) $(counter released) $(counter moved) $(counter busy)" '19 4 14 0' counters
+	run 0 --json stat "${domain[@]}"
+	json '.frames == 15'
+	for name in populated released moved busy; do
+		after[$name]=$(($(total "$name") - before[$name]))
+	done
+	is "${after[populated]} ${after[released]} ${after[moved]} ${after[busy]}" '3 4 14 0' 'all domains'
+	# When the domain goes, all of it was given back.
+	kill "$pid"
+	wait "$pid" || :
+	is $(($(total released) - before[released])) 19 released
+	is "$(awk '$1 == "populated" { n += $2 } $1 == "released" { n -= $2 } $1 == "domains" { d = $2 }
+		END { print d ? "others" : n }' /sys/kernel/debug/p2m/stat)" 0 'frames of no domain'
+}
+
+# trace ARGUMENT...: trace in the background, into $tmp/trace.
+trace() {
+	: >"$tmp/trace"
+	"$p2m" --json trace "$@" >"$tmp/trace" 2>"$tmp/trace.err" &
+	tracer=$!
+	for ((i = 0; i < 200; i++)); do
+		[[ ! -s $tmp/trace ]] || return 0
+		kill -0 "$tracer" 2>/dev/null || break
+		sleep 0.1
+	done
+	fail "no trace: $(<"$tmp/trace.err")"
+}
+
+# traced: end the trace, and have in $out all of its events, as an array.
+traced() {
+	local status=0
+
+	kill -INT "$tracer"
+	wait "$tracer" || status=$?
+	is "$status" 0 'exit status of the trace'
+	is "$(<"$tmp/trace.err")" '' 'complaints of the trace'
+	out=$(jq -s . "$tmp/trace")
+	json '.[0].event == "begin" and .[-1].event == "end" and .[-1].lost == 0'
+	json '.[-1].events == length - 2'
+	# Nothing is left in tracefs.
+	is "$(find /sys/kernel/tracing/instances -mindepth 1 -maxdepth 1 -name 'p2m-*')" '' instances
+}
+
+trace_sees_every_change() {
+	hold_two 64K 64K
+	trace
+	# Each command, and how many entries it changes.
+	local -a expected=()
+	while read -r nr command; do
+		# shellcheck disable=SC2086
+		run 0 $command "${domain[@]}"
+		expected+=("$nr")
+	done <<-END
+		4 release 0..4
+		2 populate 0..2
+		16 region create 64K --policy scatter --base 0x100
+		0 region create 64K --on-demand --base 0xfec00
+		8 move 8..16
+		4 contig 4..8
+		4 exchange 4..6 8
+		2 foreign map ${lender[*]} 2 0..2
+		2 foreign unmap 2..4
+		3 identity 0xfec00..0xfec03
+		3 release 0xfec00..0xfec03
+		16 region destroy 0x100
+	END
+	outside words "$pid" "$fd" $((0xfec08)) 0 1 >/dev/null
+	run 0 --json map --pages "${domain[@]}"
+	last=$(jq -c '[.pages[] | select(.type == "frame") | [.pfn, .mfn]]' <<<"$out")
+	kill "$pid"
+	wait "$pid" || :
+	traced
+	number=$(jq '[.[] | select(.event == "change") | .domain] | unique | .[0]' <<<"$out")
+	out=$(jq "[.[] | select(.domain == $number)]" <<<"$out")
+	# The touch, and what goes with the domain: 14 pages, and the one that was touched.
+	total=0
+	for nr in "${expected[@]}" 1 15; do
+		((total += nr)) || :
+	done
+	is "$(jq '[.[] | select(.event == "change")] | length' <<<"$out")" "$total" 'number of changes'
+	json '[.[] | select(.event == "region") | [.base_pfn, .nr_pages, .change]] ==
+		[[256, 16, "created"], [1043456, 16, "created"], [256, 16, "destroyed"],
+		 [0, 16, "destroyed"], [1043456, 16, "destroyed"]]'
+	# Who has followed the changes knows what was there at the end.
+	json 'reduce (.[] | select(.event == "change")) as $e ({};
+		.[$e.pfn | tostring] |= (if . and . != $e.old then error("not what was there") else $e.new end))
+		| all(.type == "invalid")'
+	json '[.[] | select(.event == "change")][-15:] | map([.pfn, .old.mfn]) | sort ==
+		($last | sort)' --argjson last "$last"
+	json '[.[] | select(.event == "change" and .new.type == "foreign")] | length == 2'
+	json '[.[] | select(.event == "change" and .new.type == "identity") | .pfn == .new.mfn] == [true, true, true]'
+	json 'all(.[]; .time > 0 and .cpu >= 0 and .pid > 0)'
+}
+
+trace_chooses_a_domain() {
+	hold_two 64K 64K
+	trace --pid "$pid"
+	run 0 move "${lender_domain[@]}"
+	run 0 move "${domain[@]}" 3
+	traced
+	json 'length == 3 and .[1].pfn == 3 and .[1].old.type == "frame" and .[1].pid > 1'
+	# For some time, in words.
+	"$p2m" trace --for 3 --pid "$pid" --fd "$fd" >"$tmp/trace" &
+	tracer=$!
+	until [[ -s $tmp/trace ]]; do sleep 0.1; done
+	run 0 move "${domain[@]}" 5
+	wait "$tracer"
+	out=$(<"$tmp/trace")
+	matches 'trace    domain [0-9]+, for 3 seconds' \
+		' *[0-9]+\.[0-9]{6}  domain [0-9]+  PFN 0x5: MFN 0x[0-9a-f]+ -> MFN 0x[0-9a-f]+' \
+		'seen     1 event'
+}
+
+trace_cleans_up() {
+	hold 16K
+	# Of one who was killed something is left, until the next one comes.
+	trace
+	kill -KILL "$tracer"
+	wait "$tracer" || :
+	is "$(ls /sys/kernel/tracing/instances)" "p2m-$tracer" 'instances'
+	trace
+	traced
+	# Who closes the pipe has seen enough.
+	status=0
+	{ "$p2m" trace || echo $? >"$tmp/status"; } | head -n 1 >"$tmp/first" &
+	until [[ -s $tmp/first ]]; do sleep 0.1; done
+	for ((i = 0; i < 100; i++)); do
+		run 0 move "${domain[@]}"
+		[[ ! -s $tmp/status ]] || break
+		sleep 0.1
+	done
+	is "$(<"$tmp/status")" 1 'exit status'
+	is "$(ls /sys/kernel/tracing/instances)" '' 'instances'
+}
+
+trace_says_what_is_missing() {
+	hold 16K
+	# The device is open to all here, but tracefs isn't.
+	as=(setpriv --reuid nobody --regid nogroup --clear-groups)
+	run 1 trace --for 0
+	complains 'tracing needs root'
+	as=(unshare --mount sh -c 'umount -a -t tracefs; exec "$@"' sh)
+	run 1 trace --for 0
+	complains 'tracefs is not mounted: mount -t tracefs'
+	as=(env)
+	run 1 trace --for 0 --pid $$
+	complains 'has no descriptor of /dev/p2m'
+	run 1 trace --for 0 --pid $$ --fd 0
+	complains 'is not one of /dev/p2m'
 }
 
 plot_in_the_terminal() {

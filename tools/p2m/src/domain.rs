@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::abi;
 use crate::error::{Attempt, Error, Operation, Result};
-use crate::frame::{Entry, Mfn, Pfn, Policy, Region, Run, pages};
+use crate::frame::{Colour, Constraint, Entry, Mfn, MfnRange, Pfn, Policy, Region, Run, pages};
 use crate::mapping::{Access, Mapping, Populate};
 use crate::table::TableView;
 use crate::words::read_words;
@@ -210,6 +210,7 @@ impl Domain {
             seed: 0,
             base: None,
             on_demand: false,
+            constraint: Constraint::default(),
         }
     }
 
@@ -225,21 +226,17 @@ impl Domain {
     pub fn regions(&self) -> Result<Vec<Region>> {
         let mut regions: Vec<Region> = Vec::new();
         let mut buffer = vec![abi::p2m_region::default(); BATCH];
+        let mut constraints = vec![abi::p2m_constraint::default(); BATCH];
         loop {
             let mut raw = abi::p2m_region_list::new();
             raw.start_pfn = regions.last().map_or(0, |region| region.range().end.0);
             raw.regions = buffer.as_mut_ptr() as u64;
+            raw.constraints = constraints.as_mut_ptr() as u64;
             raw.nr = BATCH as u32;
-            // SAFETY: `regions` points to `nr` elements.
+            // SAFETY: `regions` and `constraints` point to `nr` elements each.
             unsafe { raw.call(self.as_fd()) }.attempt(Operation::List)?;
-            let stored = buffer.iter().take(raw.out_nr as usize);
-            regions.extend(stored.map(|raw| Region {
-                base_pfn: Pfn(raw.base_pfn),
-                nr_pages: raw.nr_pages,
-                policy: Policy(raw.policy),
-                seed: raw.seed,
-                on_demand: raw.flags & abi::P2M_REGION_ON_DEMAND != 0,
-            }));
+            let stored = buffer.iter().zip(&constraints).take(raw.out_nr as usize);
+            regions.extend(stored.map(|(raw, constraint)| region(raw, constraint)));
             if raw.out_nr == 0 || u64::from(raw.out_nr) >= raw.out_total {
                 return Ok(regions);
             }
@@ -357,6 +354,31 @@ pub struct RegionBuilder<'a> {
     seed: u64,
     base: Option<Pfn>,
     on_demand: bool,
+    constraint: Constraint,
+}
+
+/// Returns a region as the kernel describes it.
+fn region(raw: &abi::p2m_region, constraint: &abi::p2m_constraint) -> Region {
+    let has = |flag| raw.flags & flag != 0;
+    Region {
+        base_pfn: Pfn(raw.base_pfn),
+        nr_pages: raw.nr_pages,
+        policy: Policy(raw.policy),
+        seed: raw.seed,
+        on_demand: has(abi::P2M_REGION_ON_DEMAND),
+        constraint: Constraint {
+            guarded: has(abi::P2M_REGION_GUARDED),
+            node: has(abi::P2M_REGION_NODE).then_some(constraint.node),
+            mfns: has(abi::P2M_REGION_RANGE).then_some(MfnRange {
+                start: Mfn(constraint.start_mfn),
+                end: Mfn(constraint.end_mfn),
+            }),
+            colour: has(abi::P2M_REGION_COLOUR).then_some(Colour {
+                colour: constraint.colour,
+                of: constraint.divisor,
+            }),
+        },
+    }
 }
 
 impl RegionBuilder<'_> {
@@ -384,6 +406,12 @@ impl RegionBuilder<'_> {
         self
     }
 
+    /// Chooses what is asked of each machine frame.
+    pub fn constraint(mut self, constraint: Constraint) -> Self {
+        self.constraint = constraint;
+        self
+    }
+
     /// Creates the region, of zeroed pages.
     pub fn create(self) -> Result<Region> {
         let mut raw = abi::p2m_region_create::new();
@@ -397,6 +425,22 @@ impl RegionBuilder<'_> {
         if self.on_demand {
             raw.flags |= abi::P2M_REGION_ON_DEMAND;
         }
+        let constraint = self.constraint;
+        if constraint.guarded {
+            raw.flags |= abi::P2M_REGION_GUARDED;
+        }
+        if let Some(node) = constraint.node {
+            raw.flags |= abi::P2M_REGION_NODE;
+            raw.node = node;
+        }
+        if let Some(MfnRange { start, end }) = constraint.mfns {
+            raw.flags |= abi::P2M_REGION_RANGE;
+            (raw.start_mfn, raw.end_mfn) = (start.0, end.0);
+        }
+        if let Some(Colour { colour, of }) = constraint.colour {
+            raw.flags |= abi::P2M_REGION_COLOUR;
+            (raw.divisor, raw.colour) = (of, colour);
+        }
         // SAFETY: There is no pointer in it.
         unsafe { raw.call(self.domain.as_fd()) }.attempt(Operation::Create)?;
         Ok(Region {
@@ -405,6 +449,7 @@ impl RegionBuilder<'_> {
             policy: self.policy,
             seed: self.seed,
             on_demand: self.on_demand,
+            constraint,
         })
     }
 }
@@ -549,6 +594,60 @@ pub(crate) mod tests {
         Domain {
             fd: file.into(),
             info: Info::new(&raw).expect("info"),
+        }
+    }
+
+    #[test]
+    fn a_region_has_the_constraints_that_its_flags_speak_of() {
+        let numbers = abi::p2m_constraint {
+            start_mfn: 1,
+            end_mfn: 2,
+            node: 3,
+            divisor: 5,
+            colour: 4,
+            __reserved: 0,
+        };
+        let of = |flags| {
+            let raw = abi::p2m_region {
+                flags,
+                ..Default::default()
+            };
+            region(&raw, &numbers).constraint
+        };
+        let none = Constraint::default();
+        let (start, end) = (Mfn(1), Mfn(2));
+        for (flags, expected) in [
+            (abi::P2M_REGION_ON_DEMAND, none),
+            (
+                abi::P2M_REGION_GUARDED,
+                Constraint {
+                    guarded: true,
+                    ..none
+                },
+            ),
+            (
+                abi::P2M_REGION_NODE,
+                Constraint {
+                    node: Some(3),
+                    ..none
+                },
+            ),
+            (
+                abi::P2M_REGION_RANGE,
+                Constraint {
+                    mfns: Some(MfnRange { start, end }),
+                    ..none
+                },
+            ),
+            (
+                abi::P2M_REGION_COLOUR,
+                Constraint {
+                    colour: Some(Colour { colour: 4, of: 5 }),
+                    ..none
+                },
+            ),
+        ] {
+            assert_eq!(of(flags), expected);
         }
     }
 

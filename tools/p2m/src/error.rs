@@ -82,6 +82,18 @@ pub enum Operation {
     Audit,
     /// `P2M_DMA_PLAN`.
     DmaPlan,
+    /// `P2M_GUARD_CHECK`.
+    GuardCheck,
+    /// `P2M_FAIL_NTH`.
+    FailNth,
+    /// `P2M_FOREIGN_MAP`.
+    ForeignMap,
+    /// `P2M_FOREIGN_UNMAP`.
+    ForeignUnmap,
+    /// `P2M_IDENTITY`.
+    Identity,
+    /// `P2M_SPACE_LIST`.
+    SpaceList,
 }
 
 impl fmt::Display for Operation {
@@ -120,6 +132,12 @@ impl fmt::Display for Operation {
             Self::Exchange => "exchange the frames",
             Self::Audit => "audit the domain",
             Self::DmaPlan => "plan DMA",
+            Self::GuardCheck => "check the guards",
+            Self::FailNth => "have something fail",
+            Self::ForeignMap => "map foreign frames",
+            Self::ForeignUnmap => "unmap foreign frames",
+            Self::Identity => "make the PFNs identities",
+            Self::SpaceList => "list the spaces",
         })
     }
 }
@@ -227,10 +245,15 @@ impl Error {
             (Op::SpaceMap | Op::SpaceProtect, Errno::OPNOTSUPP) => {
                 "there is a flag that a leaf can't have"
             }
+            (Op::Create, Errno::OPNOTSUPP) => {
+                "the kernel gives single frames of a node only, which can't be guarded; or the module \
+                 is older than this program"
+            }
             (_, Errno::NOTTY | Errno::TOOBIG | Errno::OPNOTSUPP) => {
                 "the module is older than this program"
             }
             (Op::Pagemap, Errno::PERM | Errno::ACCESS) => "needs CAP_SYS_ADMIN: try with sudo",
+            (Op::Identity, Errno::PERM) => "needs CAP_SYS_RAWIO: try with sudo",
             (_, Errno::PERM) => {
                 "machine frame numbers are shown only to an opener with CAP_SYS_ADMIN: try with \
                  sudo"
@@ -239,7 +262,7 @@ impl Error {
                 "the domain has as many spaces as it can: destroy one"
             }
             (Op::Evacuate, Errno::DQUOT) => {
-                "the domain keeps out of as many ranges as it can: readmit one"
+                "what the domain keeps out of would fall into too many pieces: readmit some"
             }
             (_, Errno::DQUOT) => {
                 "a limit of the module is reached, which p2m info shows: load it with a larger \
@@ -320,9 +343,7 @@ impl Error {
             (Op::Evacuate | Op::Readmit, Errno::OVERFLOW) => {
                 "the range ends beyond the last possible MFN"
             }
-            (Op::Readmit, Errno::NOENT) => {
-                "the domain doesn't keep out of exactly this range: give the one of p2m evacuate"
-            }
+            (Op::Readmit, Errno::NOENT) => "the domain doesn't keep out of any frame of this range",
             (Op::Contiguous | Op::Exchange, Errno::FAULT) => {
                 "a page of the range isn't populated: p2m populate helps"
             }
@@ -333,7 +354,20 @@ impl Error {
                 "the number of pages has to be a power of two and at most 2^18, in a region that can \
                  be contiguous"
             }
-            (Op::Exchange, Errno::INVAL) => "the ranges have a page in common",
+            (Op::Exchange, Errno::INVAL) => {
+                "the ranges have a page in common, or are of regions that ask other things of their \
+                 frames"
+            }
+            (Op::Create, Errno::INVAL) => {
+                "a contiguous region can't be guarded, of a colour or on demand, and the node must \
+                 have memory"
+            }
+            (Op::ForeignMap, Errno::INVAL) => "the other domain has to be another one",
+            (Op::Identity, Errno::INVAL) => "some of the machine frames are memory",
+            (Op::Identity, Errno::EXIST) => "something is at one of the PFNs: release it before",
+            (Op::GuardCheck | Op::Identity, Errno::NOENT) => {
+                "a PFN of the range is in no region: p2m map shows the regions"
+            }
             (Op::DmaPlan, Errno::INVAL) => {
                 "the largest segment and the boundary have to be multiples of the alignment, and \
                  alignment and boundary powers of two"
@@ -416,7 +450,9 @@ mod tests {
             (Operation::Release, Errno::NOENT, "p2m map"),
             (Operation::Evacuate, Errno::PERM, "CAP_SYS_ADMIN"),
             (Operation::Evacuate, Errno::DQUOT, "readmit"),
-            (Operation::Readmit, Errno::NOENT, "exactly"),
+            (Operation::Readmit, Errno::NOENT, "keep out"),
+            (Operation::Create, Errno::INVAL, "contiguous"),
+            (Operation::Identity, Errno::PERM, "CAP_SYS_RAWIO"),
             (Operation::Contiguous, Errno::FAULT, "p2m populate"),
             (Operation::Exchange, Errno::INVAL, "in common"),
             (Operation::Move, Errno::NOSPC, "split"),

@@ -240,6 +240,60 @@ pub struct Region {
     pub seed: u64,
     /// Whether its pages come when they are touched.
     pub on_demand: bool,
+    /// What is asked of its frames.
+    #[serde(flatten)]
+    pub constraint: Constraint,
+}
+
+/// What is asked of the machine frames of a region, besides the order that its policy puts them
+/// into. By default nothing is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Constraint {
+    /// Whether there is a guard on either side of each frame.
+    pub guarded: bool,
+    /// The NUMA node they are of.
+    pub node: Option<u32>,
+    /// All of them are in this range.
+    pub mfns: Option<MfnRange>,
+    /// What their numbers have in common.
+    pub colour: Option<Colour>,
+}
+
+/// A range of machine frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct MfnRange {
+    /// The first one.
+    pub start: Mfn,
+    /// The first one behind those.
+    pub end: Mfn,
+}
+
+/// The frames whose numbers have a remainder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Colour {
+    /// The remainder.
+    pub colour: u32,
+    /// What is divided by: the number of colours.
+    pub of: u32,
+}
+
+impl fmt::Display for Constraint {
+    /// What follows in a list of what is special about a region.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.guarded {
+            f.write_str(", guarded")?;
+        }
+        if let Some(node) = self.node {
+            write!(f, ", node {node}")?;
+        }
+        if let Some(MfnRange { start, end }) = self.mfns {
+            write!(f, ", MFN {start}..{end}")?;
+        }
+        if let Some(Colour { colour, of }) = self.colour {
+            write!(f, ", colour {colour} of {of}")?;
+        }
+        Ok(())
+    }
 }
 
 impl Region {
@@ -319,6 +373,24 @@ mod tests {
         assert_eq!(json(u64::MAX), r#"{"type":"invalid","mfn":null}"#);
         assert_eq!(json(0), r#"{"type":"frame","mfn":null}"#);
         assert_eq!(json(27), r#"{"type":"frame","mfn":27}"#);
+    }
+
+    #[test]
+    fn a_constraint_says_only_what_is_asked() {
+        assert_eq!(Constraint::default().to_string(), "");
+        let all = Constraint {
+            guarded: true,
+            node: Some(1),
+            mfns: Some(MfnRange {
+                start: Mfn(0),
+                end: Mfn(0x100000),
+            }),
+            colour: Some(Colour { colour: 3, of: 16 }),
+        };
+        assert_eq!(
+            all.to_string(),
+            ", guarded, node 1, MFN 0x0..0x100000, colour 3 of 16"
+        );
     }
 
     #[test]

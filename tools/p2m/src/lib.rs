@@ -55,6 +55,7 @@ mod abi;
 mod dma;
 mod domain;
 mod error;
+mod foreign;
 mod frame;
 mod live;
 mod mapping;
@@ -67,12 +68,16 @@ mod words;
 pub use dma::{Bytes, DmaFlags, DmaLimits, DmaPlan, DmaSegment, plan_dma};
 pub use domain::{Domain, Info, RegionBuilder, Runs, Stat};
 pub use error::{Error, Operation, Result};
-pub use frame::{Entry, EntryKind, Mfn, Pfn, Policy, Region, Run, UnknownPolicy, pages};
-pub use live::{Afterwards, Audit, Moved};
+pub use foreign::Slot;
+pub use frame::{
+    Colour, Constraint, Entry, EntryKind, Mfn, MfnRange, Pfn, Policy, Region, Run, UnknownPolicy,
+    pages,
+};
+pub use live::{Afterwards, Audit, Broken, Guards, Moved, OnBroken};
 pub use mapping::{Access, Mapping, Populate};
 pub use pagemap::Pagemap;
 pub use paging::{Address, Level, PteFlags, Span, Step, TableEntry, UnknownFlag, Walk};
-pub use space::{Accessed, Fault, Space, SpaceId, Spans};
+pub use space::{Accessed, Fault, Space, SpaceId, SpaceInfo, Spans};
 pub use table::TableView;
 
 /// The device node.

@@ -57,6 +57,42 @@ pub struct Audit {
     pub first_mfn: Option<Mfn>,
 }
 
+/// What happens to guards that are broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnBroken {
+    /// They stay so, and are found again.
+    Leave,
+    /// They get the pattern again.
+    Refill,
+}
+
+/// What a check of guards finds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Guards {
+    /// How many were looked at. One between two pages counts for each of them.
+    pub checked: u64,
+    /// How many of them don't hold the pattern.
+    pub broken: u64,
+    /// Where the first of these is broken.
+    pub first: Option<Broken>,
+}
+
+/// Where a guard is broken first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Broken {
+    /// The page next to it.
+    pub pfn: Pfn,
+    /// Bytes from the beginning of that page: negative before it, or behind it.
+    pub offset: i64,
+    /// What is in the word with that byte.
+    pub value: u64,
+}
+
+impl Broken {
+    /// What is there in a guard that isn't broken.
+    pub const PATTERN: u64 = abi::P2M_GUARD_PATTERN;
+}
+
 impl Audit {
     /// Returns whether nothing is wrong.
     pub fn is_good(&self) -> bool {
@@ -150,7 +186,7 @@ impl Domain {
         })
     }
 
-    /// Lets the domain have frames of a range again, exactly as it was kept out of it.
+    /// Lets the domain have frames of a range again, as far as it was kept out of it.
     pub fn readmit(&self, range: Range<Mfn>) -> Result<()> {
         let mut raw = abi::p2m_evacuate::new();
         raw.flags = abi::P2M_EVACUATE_READMIT;
@@ -196,6 +232,37 @@ impl Domain {
             pages: raw.out_pages,
             busy: raw.out_busy,
         })
+    }
+
+    /// Looks at the guards next to the pages of a range.
+    pub fn check_guards(&self, range: Range<Pfn>, on_broken: OnBroken) -> Result<Guards> {
+        let mut raw = abi::p2m_guard_check::new();
+        if on_broken == OnBroken::Refill {
+            raw.flags = abi::P2M_GUARD_REFILL;
+        }
+        raw.start_pfn = range.start.0;
+        raw.nr_pages = count(range.start.0, range.end.0);
+        // SAFETY: There is no pointer in it.
+        unsafe { raw.call(self.as_fd()) }.attempt(Operation::GuardCheck)?;
+        Ok(Guards {
+            checked: raw.out_guards,
+            broken: raw.out_broken,
+            first: (raw.out_pfn != abi::ENTRY_INVALID).then_some(Broken {
+                pfn: Pfn(raw.out_pfn),
+                offset: raw.out_offset,
+                value: raw.out_value,
+            }),
+        })
+    }
+
+    /// Has the `nth` place of the domain that can fail do so, once, or none if it's 0. Returns what
+    /// was left to count since the last time.
+    pub fn fail_nth(&self, nth: u64) -> Result<u64> {
+        let mut raw = abi::p2m_fail_nth::new();
+        raw.nth = nth;
+        // SAFETY: There is no pointer in it.
+        unsafe { raw.call(self.as_fd()) }.attempt(Operation::FailNth)?;
+        Ok(raw.out_left)
     }
 
     /// Checks everything about the domain, and changes nothing.
@@ -289,6 +356,10 @@ mod tests {
             domain.readmit(mfns()).expect_err("a file"),
             domain.exchange(Pfn(0), Pfn(1), 1).expect_err("a file"),
             domain.audit().expect_err("a file"),
+            domain
+                .check_guards(range(), OnBroken::Refill)
+                .expect_err("a file"),
+            domain.fail_nth(1).expect_err("a file"),
         ] {
             assert_eq!(error.errno(), Some(Errno::NOTTY));
             assert_eq!(error.done(), 0);

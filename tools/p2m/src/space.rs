@@ -40,6 +40,40 @@ pub struct Space<'a> {
     id: SpaceId,
 }
 
+/// What is known of a space.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SpaceInfo {
+    /// The number by which the domain knows it.
+    pub space: SpaceId,
+    /// What decides what is in its tables.
+    pub backend: String,
+    /// Number of levels of tables.
+    pub levels: u32,
+    /// First page of the table pool.
+    pub pool_pfn: Pfn,
+    /// Number of pages in the table pool.
+    pub pool_pages: u64,
+    /// The page that is the root table.
+    pub root_pfn: Pfn,
+    /// How many pages of the pool are tables.
+    pub tables: u64,
+}
+
+impl SpaceInfo {
+    fn new(raw: &abi::p2m_space_info) -> Self {
+        let name = raw.backend.split(|byte| *byte == 0).next();
+        Self {
+            space: SpaceId(raw.space),
+            backend: String::from_utf8_lossy(name.unwrap_or_default()).into_owned(),
+            levels: raw.nr_levels,
+            pool_pfn: Pfn(raw.pool_pfn),
+            pool_pages: raw.pool_pages,
+            root_pfn: Pfn(raw.root_pfn),
+            tables: raw.nr_tables,
+        }
+    }
+}
+
 /// What came of an access by the processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Accessed {
@@ -96,6 +130,28 @@ impl Domain {
         };
         let id = create().attempt(Operation::SpaceCreate)?;
         Ok(self.space_by_id(id))
+    }
+
+    /// Returns the spaces in the order of their numbers.
+    pub fn spaces(&self) -> Result<Vec<SpaceInfo>> {
+        let mut spaces: Vec<SpaceInfo> = Vec::new();
+        let mut buffer = vec![abi::p2m_space_info::default(); BATCH];
+        loop {
+            let mut raw = abi::p2m_space_list::new();
+            raw.start_space = match spaces.last() {
+                Some(last) => last.space.0.saturating_add(1),
+                None => 0,
+            };
+            raw.nr = BATCH as u32;
+            raw.spaces = buffer.as_mut_ptr() as u64;
+            // SAFETY: `spaces` points to `nr` elements.
+            unsafe { raw.call(self.as_fd()) }.attempt(Operation::SpaceList)?;
+            let stored = buffer.iter().take(raw.out_nr as usize);
+            spaces.extend(stored.map(SpaceInfo::new));
+            if raw.out_nr == 0 || raw.out_nr >= raw.out_total {
+                return Ok(spaces);
+            }
+        }
     }
 
     /// Names a space that is there already. If it isn't, all that is done with it fails.
@@ -488,6 +544,17 @@ mod tests {
         let errno = |name: &str| create(name).expect_err("a file").errno();
         assert_eq!(errno(&"x".repeat(32)), Some(Errno::NOENT));
         assert_eq!(errno(&"x".repeat(31)), Some(Errno::NOTTY));
+    }
+
+    #[test]
+    fn a_name_ends_with_its_nul() {
+        let mut raw = abi::p2m_space_info {
+            space: 7,
+            ..Default::default()
+        };
+        raw.backend[..5].copy_from_slice(b"p2m\0x");
+        let info = SpaceInfo::new(&raw);
+        assert_eq!((info.space, info.backend.as_str()), (SpaceId(7), "p2m"));
     }
 
     #[test]

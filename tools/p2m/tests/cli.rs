@@ -51,6 +51,21 @@ fn wrong_usage_exits_with_2_and_says_how_it_is_right() {
         "dma plan --pid 1",
         "dma plan --pid 1 0..9 --mask 65",
         "dma plan --pid 1 0..9 --align 3",
+        "region create --pid 1",
+        "region create --pid 1 1M --colour 3/3",
+        "region create --pid 1 1M --seed 1",
+        "region destroy --pid 1",
+        "region list",
+        "alloc 1M --below 4G --mfns 1..2",
+        "guard",
+        "guard check",
+        "foreign map --pid 1 5 6",
+        "foreign unmap --pid 1",
+        "identity --pid 1",
+        "fail-nth --pid 1",
+        "trace --fd 3",
+        "trace --for x",
+        "space list",
         "completions bogus",
     ] {
         p2m(line)
@@ -101,6 +116,16 @@ fn only_a_process_with_the_device_can_be_attached_to() {
         "space map --space 1 0 0",
         "space dump --space 1",
         "walk --space 1 0",
+        "space list",
+        "region create 1M",
+        "region destroy 0",
+        "region list",
+        "guard check",
+        "foreign map --from-pid 1 5 6",
+        "foreign unmap 5",
+        "identity 5",
+        "fail-nth 1",
+        "trace",
     ] {
         p2m(&format!("{command} --pid {pid}"))
             .code(1)
@@ -108,6 +133,10 @@ fn only_a_process_with_the_device_can_be_attached_to() {
             .stderr(contains(format!(
                 "process {pid} has no descriptor of /dev/p2m"
             )));
+        // It doesn't attach.
+        if command == "trace" {
+            continue;
+        }
         p2m(&format!("{command} --pid {pid} --fd 999"))
             .code(1)
             .stdout(is_empty())
@@ -134,6 +163,12 @@ fn there_is_help_for_every_command() {
         "contig",
         "exchange",
         "audit",
+        "region",
+        "guard",
+        "foreign",
+        "identity",
+        "fail-nth",
+        "trace",
         "completions",
     ] {
         p2m("--help")
@@ -148,7 +183,7 @@ fn there_is_help_for_every_command() {
 #[test]
 fn there_is_help_for_every_command_of_spaces() {
     for command in [
-        "create", "destroy", "map", "unmap", "protect", "remap", "dump", "access",
+        "create", "destroy", "list", "map", "unmap", "protect", "remap", "dump", "access",
     ] {
         p2m("space --help")
             .code(0)

@@ -705,7 +705,7 @@ mod exclusions {
         for bits in 0..1u32 << BITS {
             for (start, end) in (0..=BITS).flat_map(|a| (0..=BITS).map(move |b| (a, b))) {
                 let range = (0..BITS).filter(|at| start <= *at && *at < end);
-                let mask = range.fold(0, |mask, at| mask | 1 << at);
+                let mask = range.fold(0, |mask, at| mask | (1 << at));
                 for (is_add, expected) in [(true, bits | mask), (false, bits & !mask)] {
                     let mut set = Set::default();
                     let of_bits = (0..BITS).filter(|at| (bits >> at) & 1 != 0);

@@ -16,6 +16,7 @@ use crate::check::{self, Witness};
 use crate::format::{Bytes, Count, Progress, Verdict, json, section};
 use crate::inspect::{asking, open};
 use crate::layout::{Extent, Machine, Sample};
+use crate::region::create;
 
 /// What is printed, in this order.
 #[derive(Serialize)]
@@ -41,17 +42,7 @@ pub(crate) fn alloc(args: &Args, what: &Alloc, out: &mut impl Write) -> Result<b
         bail!("cannot check: machine frame numbers are shown only with CAP_SYS_ADMIN");
     }
 
-    let mut region = domain
-        .region(what.size.div_ceil(info.page_bytes()))
-        .policy(what.policy)
-        .seed(what.seed);
-    if let Some(base) = what.base {
-        region = region.base(base);
-    }
-    if what.on_demand {
-        region = region.on_demand();
-    }
-    let region = region.create()?;
+    let region = create(&domain, &what.region)?;
     let frames_at_first = domain.stat()?.frames;
     let populate = if what.populate {
         Populate::AtOnce
@@ -60,13 +51,13 @@ pub(crate) fn alloc(args: &Args, what: &Alloc, out: &mut impl Write) -> Result<b
     };
     let memory = domain.map(region.range(), Access::ReadWrite, populate)?;
 
-    let linear = if what.on_demand && !what.populate {
+    let linear = if what.region.on_demand && !what.populate {
         None
     } else {
         let words = memory.words().context("the memory is read-only")?;
         Some(Linear::of(words))
     };
-    let demand = if what.on_demand {
+    let demand = if what.region.on_demand {
         Some(Demand {
             pages: region.nr_pages,
             frames_at_first,
@@ -257,7 +248,7 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use p2m::{Entry, Pfn, Policy, Run};
+    use p2m::{Constraint, Entry, Pfn, Policy, Run};
     use std::collections::HashSet;
     use std::convert::Infallible;
 
@@ -316,6 +307,7 @@ mod tests {
             policy: Policy::SCATTER,
             seed: 7,
             on_demand: false,
+            constraint: Constraint::default(),
         };
         let entry = |pfn: u64| Entry::from_raw(0x7ffff - 2 * pfn);
         let runs = (0..16384).map(|pfn| -> Result<_, Infallible> {

@@ -5,11 +5,15 @@
 use std::ops::Range;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
-use p2m::{Address, DmaLimits, Level, Mfn, Pfn, Policy, PteFlags, SpaceId, pages};
+use p2m::{
+    Address, Colour, Constraint, DmaLimits, Level, Mfn, MfnRange, Pfn, Policy, PteFlags, SpaceId,
+    pages,
+};
 
 use crate::guest::GuestCommand;
 
@@ -91,6 +95,35 @@ pub(crate) enum Command {
     Exchange(Exchange),
     /// Have the module check everything that it knows about a domain.
     Audit(Target),
+    /// Create, destroy or list regions of a domain.
+    Region {
+        #[command(subcommand)]
+        command: RegionCommand,
+    },
+    /// Find out who runs over the edges of the frames of a guarded region.
+    Guard {
+        #[command(subcommand)]
+        command: Guard,
+    },
+    /// Have a domain see pages of another one.
+    Foreign {
+        #[command(subcommand)]
+        command: Foreign,
+    },
+    /// Have PFNs, where nothing is, be the machine frames of the same numbers, which are no memory.
+    ///
+    /// They are for page tables: a mapping doesn't show them. Needs CAP_SYS_RAWIO. p2m release takes
+    /// them away.
+    Identity(Pages),
+    /// Have the n-th place of a domain that can fail do so, once.
+    ///
+    /// Prints what was left to count since the last time: 0 if that has failed.
+    FailNth(FailNth),
+    /// Print every change of a P2M, and every region that comes or goes, as it happens.
+    ///
+    /// Needs root and a mounted tracefs, in which it has an instance of its own while it runs. With
+    /// --json, there is one object on each line.
+    Trace(Trace),
     /// See memory of a domain as a device does.
     Dma {
         #[command(subcommand)]
@@ -140,6 +173,25 @@ impl MaybeTarget {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Alloc {
+    #[command(flatten)]
+    pub(crate) region: NewRegion,
+
+    /// Map all pages at once, not at the first touch.
+    #[arg(long)]
+    pub(crate) populate: bool,
+
+    /// Compare every frame with /proc/self/pagemap.
+    #[arg(long)]
+    pub(crate) check: bool,
+
+    /// Stay alive until a signal comes, so that others can attach.
+    #[arg(long)]
+    pub(crate) hold: bool,
+}
+
+/// What a region shall be.
+#[derive(Debug, clap::Args)]
+pub(crate) struct NewRegion {
     /// Size of the region, rounded up to whole pages.
     #[arg(value_parser = parse_size)]
     pub(crate) size: u64,
@@ -156,21 +208,146 @@ pub(crate) struct Alloc {
     #[arg(long, value_name = "PFN", value_parser = parse_pfn)]
     pub(crate) base: Option<Pfn>,
 
-    /// Map all pages at once, not at the first touch.
-    #[arg(long)]
-    pub(crate) populate: bool,
-
-    /// Have pages come when they are touched. None is, unless by --populate.
+    /// Have pages come when they are touched. p2m alloc touches none then, unless by --populate.
     #[arg(long)]
     pub(crate) on_demand: bool,
 
-    /// Compare every frame with /proc/self/pagemap.
+    /// Have guard frames on both sides of each frame.
     #[arg(long)]
-    pub(crate) check: bool,
+    guarded: bool,
 
-    /// Stay alive until a signal comes, so that others can attach.
+    /// Take frames of this NUMA node only.
+    #[arg(long, value_name = "N")]
+    node: Option<u32>,
+
+    /// Take frames below this machine address only, such as 4G.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "mfns")]
+    below: Option<u64>,
+
+    /// Take frames with these numbers only.
+    #[arg(long, value_name = "START..END", value_parser = parse_mfns)]
+    mfns: Option<Range<Mfn>>,
+
+    /// Take frames only whose numbers, divided by N, leave C.
+    #[arg(long, visible_alias = "color", value_name = "C/N", value_parser = parse_colour)]
+    colour: Option<Colour>,
+}
+
+impl NewRegion {
+    /// Returns what is asked of each frame.
+    pub(crate) fn constraint(&self, page_bytes: u64) -> Constraint {
+        let below = self.below.map(|bytes| MfnRange {
+            start: Mfn(0),
+            end: Mfn(bytes / page_bytes),
+        });
+        let mfns = self.mfns.as_ref().map(|range| MfnRange {
+            start: range.start,
+            end: range.end,
+        });
+        Constraint {
+            guarded: self.guarded,
+            node: self.node,
+            mfns: below.or(mfns),
+            colour: self.colour,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RegionCommand {
+    /// Create a region in a domain.
+    Create(CreateRegion),
+    /// Destroy the region that begins at a PFN, out of all mappings too.
+    Destroy(DestroyRegion),
+    /// List the regions of a domain, and what was asked of each.
+    List(Target),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CreateRegion {
+    #[command(flatten)]
+    pub(crate) target: Target,
+
+    #[command(flatten)]
+    pub(crate) region: NewRegion,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DestroyRegion {
+    #[command(flatten)]
+    pub(crate) target: Target,
+
+    /// Its first PFN.
+    #[arg(value_name = "PFN", value_parser = parse_pfn)]
+    pub(crate) base: Pfn,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Guard {
+    /// Look at the guards next to pages. Exit status 1 if one doesn't hold the pattern.
+    Check(CheckGuards),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CheckGuards {
+    #[command(flatten)]
+    pub(crate) pages: MaybePages,
+
+    /// Fill broken guards with the pattern again.
     #[arg(long)]
-    pub(crate) hold: bool,
+    pub(crate) refill: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Foreign {
+    /// Put pages of another domain at PFNs of a region where nothing is. Both see them then.
+    ///
+    /// A page that can't be had or put leaves its place empty, is told, and the exit status is 1.
+    Map(MapForeign),
+    /// Take pages of other domains away.
+    Unmap(Pages),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct MapForeign {
+    #[command(flatten)]
+    pub(crate) target: Target,
+
+    /// The process that has the other domain open.
+    #[arg(long, value_name = "PID")]
+    pub(crate) from_pid: u32,
+
+    /// Its descriptor of the other domain; not needed if it has only one.
+    #[arg(long, value_name = "FD")]
+    pub(crate) from_fd: Option<RawFd>,
+
+    /// Where to put the first page.
+    #[arg(value_name = "PFN", value_parser = parse_pfn)]
+    pub(crate) start: Pfn,
+
+    /// Pages of the other domain: a PFN, or START..END.
+    #[arg(value_name = "PFNS", value_parser = parse_range)]
+    pub(crate) frames: Range<Pfn>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct FailNth {
+    #[command(flatten)]
+    pub(crate) target: Target,
+
+    /// The place that fails, counted from 1. 0 for none.
+    #[arg(value_name = "N", value_parser = parse_number)]
+    pub(crate) nth: u64,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Trace {
+    #[command(flatten)]
+    pub(crate) target: MaybeTarget,
+
+    /// End after so many seconds; otherwise when a signal comes.
+    #[arg(long = "for", value_name = "SECONDS", value_parser = parse_seconds)]
+    pub(crate) duration: Option<Duration>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -240,6 +417,8 @@ pub(crate) enum Space {
     Protect(Protect),
     /// Map other pages of the domain instead, with the same flags.
     Remap(Remap),
+    /// List the spaces of a domain.
+    List(Target),
     /// List what is mapped.
     Dump(Dump),
     /// Have the processor walk the tables and read or write words.
@@ -548,7 +727,10 @@ impl Args {
     fn validated(self) -> Result<Self, clap::Error> {
         let conflict = |message| Err(Self::command().error(ErrorKind::ArgumentConflict, message));
         let (policy, seed) = match &self.command {
-            Command::Alloc(alloc) => (alloc.policy, alloc.seed),
+            Command::Alloc(Alloc { region, .. })
+            | Command::Region {
+                command: RegionCommand::Create(CreateRegion { region, .. }),
+            } => (region.policy, region.seed),
             Command::Move(what) => (what.policy, what.seed),
             Command::Guest { command } => command.policy_and_seed(),
             _ => return Ok(self),
@@ -562,7 +744,7 @@ impl Args {
             Command::Guest { command } if command.lacks_on_demand() => {
                 conflict("--free-pages needs --on-demand: the guest touches free pages as it likes")
             }
-            Command::Alloc(alloc) if alloc.on_demand && alloc.check && !alloc.populate => {
+            Command::Alloc(alloc) if alloc.region.on_demand && alloc.check && !alloc.populate => {
                 conflict("--check compares pages, of which --on-demand leaves none: add --populate")
             }
             _ => Ok(self),
@@ -673,6 +855,26 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     }
 }
 
+fn parse_colour(text: &str) -> Result<Colour, String> {
+    let number = |text| {
+        let number = parse_number(text)?;
+        u32::try_from(number).map_err(|_| "too many colours".to_owned())
+    };
+    let (colour, of) = text.split_once('/').ok_or("must be like 3/16")?;
+    let (colour, of) = (number(colour)?, number(of)?);
+    if colour >= of {
+        return Err(format!("{of} colours have numbers below {of}"));
+    }
+    Ok(Colour { colour, of })
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_| "no number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
 /// Parses a size that may be nothing.
 fn parse_offset(text: &str) -> Result<u64, String> {
     parse_number(text).or_else(|_| parse_size(text))
@@ -743,6 +945,55 @@ pub(crate) mod tests {
         }
     }
 
+    #[test]
+    fn a_region_is_asked_for_what_is_given() {
+        let constraint = |rest: &str| {
+            let command = parse(&format!("p2m alloc 1M {rest}")).map(|args| args.command);
+            match command {
+                Ok(Command::Alloc(alloc)) => alloc.region.constraint(4096),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(constraint(""), Constraint::default());
+        let mfns = |start, end| {
+            Some(MfnRange {
+                start: Mfn(start),
+                end: Mfn(end),
+            })
+        };
+        let all = constraint("--guarded --node 1 --below 4G --colour 0x3/16");
+        assert_eq!(
+            all,
+            Constraint {
+                guarded: true,
+                node: Some(1),
+                mfns: mfns(0, 1 << 20),
+                colour: Some(Colour { colour: 3, of: 16 }),
+            }
+        );
+        assert_eq!(constraint("--mfns 0x10..0x20").mfns, mfns(0x10, 0x20));
+        for wrong in [
+            "--below 4G --mfns 1..2",
+            "--colour 3",
+            "--colour 3/3",
+            "--colour 0/0",
+            "--colour 1/0x100000000",
+            "--node -1",
+            "--below 0",
+            "--mfns 2..1",
+        ] {
+            assert!(parse(&format!("p2m alloc 1M {wrong}")).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_a_time_that_there_is_can_be_waited_for() {
+        assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
+        for text in ["", "x", "-1", "nan", "inf", "1e300"] {
+            assert!(parse_seconds(text).is_err(), "{text}");
+        }
+    }
+
     fn parse(line: &str) -> Result<Args, ErrorKind> {
         Args::try_parse_from(line.split_whitespace())
             .and_then(Args::validated)
@@ -808,7 +1059,7 @@ pub(crate) mod tests {
     fn every_policy_can_be_asked_for_by_name() {
         for (name, expected) in Policy::NAMES {
             match parse(&format!("p2m alloc 1M --policy {name}")).map(|args| args.command) {
-                Ok(Command::Alloc(alloc)) => assert_eq!(alloc.policy, expected),
+                Ok(Command::Alloc(alloc)) => assert_eq!(alloc.region.policy, expected),
                 other => panic!("{other:?}"),
             }
         }

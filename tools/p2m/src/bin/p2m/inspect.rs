@@ -351,12 +351,17 @@ pub(crate) fn open(args: &Args) -> Result<Domain> {
 
 /// Attaches to the domain of another process.
 pub(crate) fn attach(args: &Args, target: &Target) -> Result<Domain> {
-    let fd = match target.fd {
-        Some(fd) => fd,
-        None => only_descriptor(target.pid, &args.device)?,
-    };
+    let fd = descriptor(args, target)?;
     let domain = Domain::attach(target.pid, fd);
     domain.with_context(|| format!("cannot attach to descriptor {fd} of process {}", target.pid))
+}
+
+/// Returns the descriptor that was chosen, or the only one.
+pub(crate) fn descriptor(args: &Args, target: &Target) -> Result<RawFd> {
+    match target.fd {
+        Some(fd) => Ok(fd),
+        None => only_descriptor(target.pid, &args.device),
+    }
 }
 
 /// Returns the descriptor that a process has of the device, if there is exactly one.

@@ -45,7 +45,7 @@ impl Display for Extent {
         if region.on_demand {
             f.write_str(", on demand")?;
         }
-        Ok(())
+        region.constraint.fmt(f)
     }
 }
 
@@ -144,6 +144,7 @@ impl Sample {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use p2m::Constraint;
     use std::convert::Infallible;
 
     fn run(pfn: u64, nr_pages: u64, entry: u64) -> Result<Run, Infallible> {
@@ -161,6 +162,7 @@ mod tests {
             policy,
             seed: 7,
             on_demand: false,
+            constraint: Constraint::default(),
         }
     }
 
@@ -187,6 +189,15 @@ mod tests {
         };
         let text = Extent::new(on_demand, 4096).to_string();
         assert!(text.ends_with("policy any, on demand"));
+        let guarded = Region {
+            constraint: Constraint {
+                guarded: true,
+                ..Constraint::default()
+            },
+            ..on_demand
+        };
+        let text = Extent::new(guarded, 4096).to_string();
+        assert!(text.ends_with("policy any, on demand, guarded"));
     }
 
     #[test]
@@ -194,7 +205,7 @@ mod tests {
         let json = serde_json::to_value(Extent::new(region(2, Policy::SCATTER), 4096));
         let expected = serde_json::json!({
             "base_pfn": 16, "nr_pages": 2, "policy": "scatter", "seed": 7, "on_demand": false,
-            "bytes": 8192,
+            "guarded": false, "node": null, "mfns": null, "colour": null, "bytes": 8192,
         });
         assert_eq!(json.expect("serializable"), expected);
     }

@@ -10,7 +10,7 @@ use anyhow::Result;
 use p2m::{Afterwards, Domain, Mfn, Moved, Pfn, Run};
 use serde::Serialize;
 
-use crate::args::{Args, Contig, Evacuate, Exchange, MaybePages, Move, Pages, Target};
+use crate::args::{Args, Contig, Evacuate, Exchange, FailNth, MaybePages, Move, Pages, Target};
 use crate::format::{Count, Progress, Verdict, json, section};
 use crate::inspect::{attach, chosen};
 use crate::layout::Machine;
@@ -359,6 +359,33 @@ impl Audit {
         let mfn = audit.first_mfn.map(|mfn| format!("MFN {mfn}"));
         section(out, "first", pfn.into_iter().chain(mfn))
     }
+}
+
+/// What was left to count.
+#[derive(Serialize)]
+struct Nth {
+    nth: u64,
+    left: u64,
+}
+
+pub(crate) fn fail_nth(args: &Args, what: &FailNth, out: &mut impl Write) -> Result<bool> {
+    let left = attach(args, &what.target)?.fail_nth(what.nth)?;
+    let nth = what.nth;
+    if args.json {
+        json(out, &Nth { nth, left })?;
+    } else {
+        let fails = match nth {
+            0 => "none".to_owned(),
+            nth => format!("place {nth} from now on"),
+        };
+        section(out, "fails", [fails])?;
+        section(
+            out,
+            "left",
+            [format!("{left} to count since the last time")],
+        )?;
+    }
+    Ok(true)
 }
 
 #[cfg(test)]

@@ -6,21 +6,25 @@ mod alloc;
 mod args;
 mod check;
 mod dma;
+mod foreign;
 mod format;
+mod guard;
 mod guest;
 mod inspect;
 mod kcore;
 mod layout;
 mod live;
 mod plot;
+mod region;
 mod space;
+mod trace;
 
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::args::{Args, Command};
+use crate::args::{Args, Command, Guard};
 use crate::guest::GuestCommand;
 
 fn main() -> ExitCode {
@@ -60,6 +64,14 @@ fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode> {
         Command::Contig(what) => live::contig(args, what, out),
         Command::Exchange(what) => live::exchange(args, what, out),
         Command::Audit(of) => live::audit(args, of, out),
+        Command::Region { command } => region::region(args, command, out),
+        Command::Guard {
+            command: Guard::Check(what),
+        } => guard::check(args, what, out),
+        Command::Foreign { command } => foreign::foreign(args, command, out),
+        Command::Identity(what) => foreign::identity(args, what, out),
+        Command::FailNth(what) => live::fail_nth(args, what, out),
+        Command::Trace(what) => trace::trace(args, what, out),
         Command::Guest { command } => match command {
             GuestCommand::Load(what) => guest::load(args, what, out),
             GuestCommand::Run(what) => return guest::run(args, what).map(ExitCode::from),

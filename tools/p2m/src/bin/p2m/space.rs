@@ -7,10 +7,12 @@ use std::io::{self, Write};
 use std::ops::Range;
 
 use anyhow::Result;
-use p2m::{Accessed, Address, Domain, Level, Mfn, Pfn, Populate, PteFlags, SpaceId, Span, Step};
+use p2m::{
+    Accessed, Address, Domain, Level, Mfn, Pfn, Populate, PteFlags, SpaceId, SpaceInfo, Span, Step,
+};
 use serde::{Serialize, Serializer};
 
-use crate::args::{AccessSpace, Args, CreateSpace, Dump, InSpace, Space, Walk};
+use crate::args::{AccessSpace, Args, CreateSpace, Dump, InSpace, Space, Target, Walk};
 use crate::format::{Count, Verdict, hex_digits, json, section};
 use crate::inspect::attach;
 
@@ -53,6 +55,7 @@ pub(crate) fn space(args: &Args, command: &Space, out: &mut impl Write) -> Resul
             let pages = space.remap(what.address, what.frames.clone())?;
             done(args, out, "remapped", &Changed { pages })
         }),
+        Space::List(of) => list(args, of, out),
         Space::Dump(what) => dump(args, what, out),
         Space::Access(what) => access(args, what, out),
     }
@@ -139,6 +142,30 @@ fn create(args: &Args, what: &CreateSpace, out: &mut impl Write) -> Result<bool>
         created.print(out)?;
     }
     Ok(true)
+}
+
+fn list(args: &Args, of: &Target, out: &mut impl Write) -> Result<bool> {
+    let spaces = attach(args, of)?.spaces()?;
+    if args.json {
+        json(out, &spaces)?;
+    } else {
+        section(out, "space", spaces.iter().map(described))?;
+    }
+    Ok(true)
+}
+
+/// Describes a space in a line.
+fn described(space: &SpaceInfo) -> String {
+    let Range { start, end } = p2m::pages(space.pool_pfn, space.pool_pages);
+    format!(
+        "{}, backend {}, {} levels, pool PFN {start}..{end} ({}, {} in use), root PFN {}",
+        space.space,
+        space.backend,
+        space.levels,
+        Count(space.pool_pages, "page"),
+        space.tables,
+        space.root_pfn
+    )
 }
 
 impl Created {
