@@ -402,7 +402,7 @@ impl FrameSource for Source {
 }
 
 /// Where frames shall come from.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Origin {
     /// What is asked of each frame.
     pub(crate) constraint: Constraint,

@@ -79,8 +79,7 @@ pub(crate) fn populate(domain: &Domain, command: &mut abi::p2m_populate) -> Resu
     let (out_pages, next) = (&mut command.out_pages, &mut command.out_next_pfn);
     *out_pages = 0;
     for_batches(command.start_pfn, command.nr_pages, next, |batch| {
-        *out_pages += domain.populate_range(batch)?;
-        Ok(())
+        domain.populate_range(batch, out_pages)
     })
 }
 

@@ -2997,6 +2997,45 @@ TEST_F(constraint, frames_are_exchanged_only_with_their_like)
 }
 
 /* One thing is wrong at a time. */
+/* What is asked of frames is a matter of each region, also if a range has several. */
+TEST_F(domain, neighbouring_regions_keep_their_constraints)
+{
+	struct p2m_region_create regions[] = {
+		{ .flags = P2M_REGION_FIXED, .nr_pages = 16 },
+		{ .flags = P2M_REGION_FIXED | P2M_REGION_GUARDED,
+		  .base_pfn = 16, .nr_pages = 16 },
+		{ .flags = P2M_REGION_FIXED | P2M_REGION_COLOUR, .base_pfn = 32,
+		  .nr_pages = 16, .divisor = 4, .colour = 3 },
+		{ .flags = P2M_REGION_FIXED, .policy = P2M_POLICY_SCATTER,
+		  .base_pfn = 48, .nr_pages = 16 },
+	};
+	__u64 *entries;
+	size_t i;
+
+	for (i = 0; i < ARRAY_LEN(regions); i++)
+		test_cmd_create_by(self->fd, &regions[i]);
+	/* Guards go with their frames, and come with others. */
+	test_err_contiguous(EINVAL, self->fd, 0, 5, 0);
+	test_err_contiguous(EINVAL, self->fd, 40, 4, 0);
+	test_err_exchange(EINVAL, self->fd, 0, 16, 16);
+	test_err_exchange(EINVAL, self->fd, 8, 40, 16);
+	expect_sound(_metadata, self->fd);
+	test_cmd_release(self->fd, 4, 56);
+	expect_sound(_metadata, self->fd);
+	EXPECT_EQ(56, test_cmd_populate(self->fd, 0, 64).out_pages);
+	expect_sound(_metadata, self->fd);
+	EXPECT_EQ(32, test_cmd_guard_check(self->fd, 0, 0, 64).out_guards);
+	expect_scattered(_metadata, self->fd, 48, 16);
+	EXPECT_EQ(64, test_cmd_move(self->fd, 0, 64, P2M_POLICY_ANY, 0).out_pages);
+	expect_sound(_metadata, self->fd);
+	EXPECT_EQ(32, test_cmd_guard_check(self->fd, 0, 0, 64).out_guards);
+	entries = range_to_entries(self->fd, 0, 64);
+	ASSERT_NE(NULL, entries);
+	for (i = 32; i < 48; i++)
+		EXPECT_EQ(3, entries[i] % 4);
+	free(entries);
+}
+
 TEST_F(domain, constraint_without_sense_is_refused)
 {
 	static const __u32 contiguous = P2M_POLICY_CONTIGUOUS;

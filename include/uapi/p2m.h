@@ -993,7 +993,8 @@ struct p2m_evacuate {
  * that they had. P2M_MOVE with P2M_POLICY_SCATTER is the inverse.
  *
  *  - ENOENT: a PFN of the range is in no region.
- *  - EINVAL: the region is guarded or of a colour.
+ *  - EINVAL: the region is guarded or of a colour, or the range is of regions that
+ *    ask other things of their frames.
  *  - EFAULT: a page of the range isn't populated.
  *  - EBUSY: a page of the range can't be moved.
  *  - EADDRNOTAVAIL: there is no such run of frames.

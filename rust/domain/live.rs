@@ -46,6 +46,20 @@ impl State {
         first.ok_or(ENOENT)
     }
 
+    /// Returns where the frames of a range come from, if all regions of it ask for the same.
+    fn common_origin(&self, range: PfnRange) -> Result<Origin> {
+        let first = self.check_populated(range)?;
+        let mut number = first.range.end();
+        while number < range.end() {
+            let region = self.region_of(number).ok_or(ENOENT)?;
+            if region.origin != first.origin {
+                return Err(EINVAL);
+            }
+            number = region.range.end();
+        }
+        Ok(first.origin)
+    }
+
     /// Returns the region with this PFN, if it's complete.
     pub(super) fn region_of(&self, number: u64) -> Option<&Region> {
         let base = match self.regions.cursor_lower_bound(&number) {
@@ -89,8 +103,25 @@ impl Domain {
         self.claims.has_any(&self.store, range) || state.spaces.is_mapped(self, range)
     }
 
-    /// Takes pages for the PFNs of a range that have none, and returns how many.
-    pub(crate) fn populate_range(&self, range: PfnRange) -> Result<u64> {
+    /// Takes pages for the PFNs of a range that have none, and counts them in `nr_pages`.
+    pub(crate) fn populate_range(&self, range: PfnRange, nr_pages: &mut u64) -> Result {
+        self.state.lock().check_populated(range)?;
+        let mut start = range.start().get();
+        while start < range.end() {
+            // What is asked of frames is a matter of the region.
+            let region = self
+                .state
+                .lock()
+                .region_of(start)
+                .map(|region| region.range);
+            let end = region.ok_or(ENOENT)?.end().min(range.end());
+            *nr_pages += self.populate_within_region(PfnRange::new(start, end - start)?)?;
+            start = end;
+        }
+        Ok(())
+    }
+
+    fn populate_within_region(&self, range: PfnRange) -> Result<u64> {
         let mut state = self.state.lock();
         let region = state.check_populated(range)?;
         let policy = match rule(region.policy, region.seed)? {
@@ -443,7 +474,7 @@ impl Domain {
     /// Returns where the frames of a range come from, if they don't have to be single.
     fn origin_of(&self, range: PfnRange) -> Result<Origin> {
         let state = self.state.lock();
-        let origin = state.check_populated(range)?.origin;
+        let origin = state.common_origin(range)?;
         if origin.constraint.is_guarded || origin.constraint.colour.is_some() {
             return Err(EINVAL);
         }
@@ -495,9 +526,10 @@ impl Domain {
         self.injection.check(ENOMEM)?;
         let mut buffer = KVec::from_elem(0u8, PAGE_SIZE, GFP_KERNEL)?;
         let mut state = self.state.lock();
+        state.check_populated(a)?;
+        state.check_populated(b)?;
         // A frame brings its guards along, and its colour.
-        let origin = |range| state.check_populated(range).map(|region| region.origin);
-        if origin(a)?.constraint != origin(b)?.constraint {
+        if state.common_origin(a)?.constraint != state.common_origin(b)?.constraint {
             return Err(EINVAL);
         }
         let frame = |pfn: Pfn| self.maps.lookup(&self.store, pfn).owned();
