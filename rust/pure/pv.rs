@@ -110,15 +110,6 @@ pub trait Machine {
     /// Returns the PFN at which a frame of the domain is.
     fn mfn_to_pfn(&self, mfn: Mfn) -> Option<Pfn>;
 
-    /// Returns the PFN that the kernel means by a frame: the one at which it is, or that of its own
-    /// number, if it's an identity.
-    fn meant_by(&self, mfn: Mfn) -> Option<Pfn> {
-        match self.mfn_to_pfn(mfn) {
-            Some(pfn) => Some(pfn),
-            None => identity(self, mfn),
-        }
-    }
-
     /// Returns whether `nr_pages` PFNs from `pfn` on are one run of frames, all of one kind.
     ///
     /// Who knows it without looking at each can say so: a leaf of 1 GiB has 262144 of them.
@@ -146,16 +137,6 @@ pub trait Machine {
 
     /// Loads the root of page tables.
     fn load_cr3(&self, cr3: u64);
-}
-
-/// Returns the PFN of a frame that is an identity.
-///
-/// Xen takes every number above its table for one. Here it's one only if the P2M says so.
-#[cold]
-#[inline(never)]
-fn identity<M: Machine + ?Sized>(machine: &M, mfn: Mfn) -> Option<Pfn> {
-    let pfn = Pfn::new(mfn.get())?;
-    (machine.entry(pfn.get()) == Entry::Identity(mfn)).then_some(pfn)
 }
 
 macro_rules! entry_types {
@@ -706,12 +687,26 @@ impl P2m {
             return word;
         }
         let mask = frame_mask(level, word);
-        let mfn = Mfn::new((word & mask) >> PAGE_SHIFT);
-        match mfn.and_then(|mfn| machine.meant_by(mfn)) {
+        let pfn = Mfn::new((word & mask) >> PAGE_SHIFT).and_then(|mfn| machine.mfn_to_pfn(mfn));
+        match pfn {
             Some(pfn) if has_room(level, mask, pfn.get()) => {
                 (pfn.get() << PAGE_SHIFT) | word & !mask
             }
-            _ => word & !mask & !bits::PRESENT,
+            Some(_) => word & !mask & !bits::PRESENT,
+            None => Self::unowned(machine, level, word),
+        }
+    }
+
+    /// Returns what an entry with a frame that isn't at a PFN of the domain means.
+    ///
+    /// Xen takes every number above its table for an identity. Here it's one only if the P2M says so.
+    #[cold]
+    #[inline(never)]
+    fn unowned(machine: &dyn Machine, level: usize, word: u64) -> u64 {
+        let number = frame(level, word);
+        match machine.entry(number) {
+            Entry::Identity(mfn) if mfn.get() == number => word,
+            _ => word & !frame_mask(level, word) & !bits::PRESENT,
         }
     }
 
