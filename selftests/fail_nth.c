@@ -147,71 +147,47 @@ static int undo_create(const struct domain *d)
 
 static int run_release(const struct domain *d)
 {
-	struct p2m_release cmd = {
-		.size = sizeof(cmd),
-		.start_pfn = DEMAND,
-		.nr_pages = NR_DEMAND,
-	};
+	struct p2m_release cmd;
 
-	return ioctl(d->fd, P2M_RELEASE, &cmd);
+	return _test_cmd_release(d->fd, DEMAND, NR_DEMAND, &cmd);
 }
 
 static int run_populate(const struct domain *d)
 {
-	struct p2m_populate cmd = {
-		.size = sizeof(cmd),
-		.start_pfn = DEMAND,
-		.nr_pages = NR_DEMAND,
-	};
+	struct p2m_populate cmd;
 
-	return ioctl(d->fd, P2M_POPULATE, &cmd);
+	return _test_cmd_populate(d->fd, DEMAND, NR_DEMAND, &cmd);
 }
 
 static int run_move(const struct domain *d)
 {
-	struct p2m_move cmd = {
-		.size = sizeof(cmd),
-		.start_pfn = SCATTERED,
-		.nr_pages = 40,
-		.policy = P2M_POLICY_SCATTER,
-		.seed = 3,
-	};
+	struct p2m_move cmd;
 
-	return ioctl(d->fd, P2M_MOVE, &cmd);
+	return _test_cmd_move(d->fd, SCATTERED, 40, P2M_POLICY_SCATTER, 3, &cmd);
 }
 
 static int run_evacuate(const struct domain *d)
 {
-	struct p2m_evacuate cmd = { .size = sizeof(cmd), .nr_frames = 64 };
 	__u64 mfn = pfn_to_entry(d->fd, ALIGNED);
+	struct p2m_evacuate cmd;
 
 	if (mfn > P2M_ENTRY_MFN_MASK)
 		return -1;
-	cmd.start_mfn = mfn & ~63ULL;
-	return ioctl(d->fd, P2M_EVACUATE, &cmd);
+	return _test_cmd_evacuate(d->fd, 0, mfn & ~63ULL, 64, &cmd);
 }
 
 static int run_contiguous(const struct domain *d)
 {
-	struct p2m_contiguous cmd = {
-		.size = sizeof(cmd),
-		.start_pfn = SCATTERED + 17,
-		.order = 4,
-	};
+	struct p2m_contiguous cmd;
 
-	return ioctl(d->fd, P2M_CONTIGUOUS, &cmd);
+	return _test_cmd_contiguous(d->fd, SCATTERED + 17, 4, 0, &cmd);
 }
 
 static int run_exchange(const struct domain *d)
 {
-	struct p2m_exchange cmd = {
-		.size = sizeof(cmd),
-		.a_pfn = SCATTERED,
-		.b_pfn = ALIGNED + 500,
-		.nr_pages = 20,
-	};
+	struct p2m_exchange cmd;
 
-	return ioctl(d->fd, P2M_EXCHANGE, &cmd);
+	return _test_cmd_exchange(d->fd, SCATTERED, ALIGNED + 500, 20, &cmd);
 }
 
 static int run_space_create(const struct domain *d)
@@ -366,15 +342,9 @@ static void check_contents(struct __test_metadata *_metadata,
 
 static void check_audit(struct __test_metadata *_metadata, int fd)
 {
-	struct p2m_audit audit = { .size = sizeof(audit) };
+	struct p2m_audit audit;
 
-	ASSERT_EQ(0, ioctl(fd, P2M_AUDIT, &audit));
-	EXPECT_EQ(0, audit.out_p2m_bad);
-	EXPECT_EQ(0, audit.out_m2p_bad);
-	EXPECT_EQ(0, audit.out_orphans);
-	EXPECT_EQ(0, audit.out_refs_bad);
-	EXPECT_EQ(0, audit.out_spaces_bad);
-	EXPECT_EQ(0, audit.out_count_bad);
+	ASSERT_TRUE(audit_is_clean(fd, &audit));
 }
 
 TEST_F_TIMEOUT(failing, leaves_nothing_lost, 120)

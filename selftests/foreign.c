@@ -26,71 +26,18 @@ FIXTURE(foreign) {
 	__u64 baseline;
 };
 
-static int map_foreign(int fd, int lender, __u64 start_pfn, const __u64 *frames,
-		       __s32 *errors, __u32 nr, __u32 *out_nr)
-{
-	struct p2m_foreign_map cmd = {
-		.size = sizeof(cmd),
-		.fd = lender,
-		.nr = nr,
-		.start_pfn = start_pfn,
-		.frames = (uintptr_t)frames,
-		.errors = (uintptr_t)errors,
-	};
-	int ret = ioctl(fd, P2M_FOREIGN_MAP, &cmd);
-
-	*out_nr = cmd.out_nr;
-	return ret;
-}
-
-static int unmap_foreign(int fd, __u64 start_pfn, __s32 *errors, __u32 nr,
-			 __u32 *out_nr)
-{
-	struct p2m_foreign_unmap cmd = {
-		.size = sizeof(cmd),
-		.start_pfn = start_pfn,
-		.errors = (uintptr_t)errors,
-		.nr = nr,
-	};
-	int ret = ioctl(fd, P2M_FOREIGN_UNMAP, &cmd);
-
-	*out_nr = cmd.out_nr;
-	return ret;
-}
-
 static int release_pages(int fd, __u64 start_pfn, __u64 nr_pages)
 {
-	struct p2m_release cmd = {
-		.size = sizeof(cmd),
-		.start_pfn = start_pfn,
-		.nr_pages = nr_pages,
-	};
+	struct p2m_release cmd;
 
-	return ioctl(fd, P2M_RELEASE, &cmd);
-}
-
-static int identity(int fd, __u64 start_pfn, __u64 nr_pages)
-{
-	struct p2m_identity cmd = {
-		.size = sizeof(cmd),
-		.start_pfn = start_pfn,
-		.nr_pages = nr_pages,
-	};
-
-	return ioctl(fd, P2M_IDENTITY, &cmd);
+	return _test_cmd_release(fd, start_pfn, nr_pages, &cmd);
 }
 
 static void check_audit(struct __test_metadata *_metadata, int fd)
 {
-	struct p2m_audit audit = { .size = sizeof(audit) };
+	struct p2m_audit audit;
 
-	ASSERT_EQ(0, ioctl(fd, P2M_AUDIT, &audit));
-	EXPECT_EQ(0, audit.out_p2m_bad);
-	EXPECT_EQ(0, audit.out_m2p_bad);
-	EXPECT_EQ(0, audit.out_orphans);
-	EXPECT_EQ(0, audit.out_refs_bad);
-	EXPECT_EQ(0, audit.out_spaces_bad);
-	EXPECT_EQ(0, audit.out_count_bad);
+	EXPECT_TRUE(audit_is_clean(fd, &audit));
 }
 
 FIXTURE_SETUP(foreign)
@@ -135,8 +82,8 @@ TEST_F(foreign, both_see_the_same_memory)
 	__s32 errors[4] = { -1, -1, -1, -1 };
 	__u32 nr;
 
-	ASSERT_EQ(0, map_foreign(self->borrower, self->lender, 8, frames, errors,
-				 4, &nr));
+	ASSERT_EQ(0, _test_cmd_foreign_map(self->borrower, self->lender, 8, frames, errors,
+					   4, &nr));
 	EXPECT_EQ(4, nr);
 	for (int i = 0; i < 4; i++) {
 		unsigned char *slot = self->slots + (8 + i) * P2M_PAGE_SIZE;
@@ -166,8 +113,8 @@ TEST_F(foreign, one_bad_slot_does_not_keep_others_from_being_filled)
 
 	/* One slot has a page of its own. */
 	self->slots[4 * P2M_PAGE_SIZE] = 1;
-	ASSERT_EQ(0, map_foreign(self->borrower, self->lender, 0, frames, errors,
-				 5, &nr));
+	ASSERT_EQ(0, _test_cmd_foreign_map(self->borrower, self->lender, 0, frames, errors,
+					   5, &nr));
 	EXPECT_EQ(2, nr);
 	EXPECT_EQ(0, errors[0]);
 	EXPECT_EQ(EFAULT, errors[1]);
@@ -185,12 +132,12 @@ TEST_F(foreign, a_slot_that_is_not_foreign_is_EINVAL_and_others_are_emptied)
 	__s32 errors[3];
 	__u32 nr;
 
-	ASSERT_EQ(0, map_foreign(self->borrower, self->lender, 0, frames, errors,
-				 1, &nr));
-	ASSERT_EQ(0, map_foreign(self->borrower, self->lender, 2, frames + 1,
-				 errors, 1, &nr));
+	ASSERT_EQ(0, _test_cmd_foreign_map(self->borrower, self->lender, 0, frames, errors,
+					   1, &nr));
+	ASSERT_EQ(0, _test_cmd_foreign_map(self->borrower, self->lender, 2, frames + 1,
+					   errors, 1, &nr));
 	self->slots[P2M_PAGE_SIZE] = 1;
-	ASSERT_EQ(0, unmap_foreign(self->borrower, 0, errors, 3, &nr));
+	ASSERT_EQ(0, _test_cmd_foreign_unmap(self->borrower, 0, errors, 3, &nr));
 	EXPECT_EQ(2, nr);
 	EXPECT_EQ(0, errors[0]);
 	EXPECT_EQ(EINVAL, errors[1]);
@@ -212,13 +159,13 @@ TEST_F(foreign, a_lent_page_is_busy_for_its_owner)
 	__s32 errors[2];
 	__u32 nr;
 
-	ASSERT_EQ(0, map_foreign(self->borrower, self->lender, 0, frames, errors,
-				 2, &nr));
+	ASSERT_EQ(0, _test_cmd_foreign_map(self->borrower, self->lender, 0, frames, errors,
+					   2, &nr));
 	ASSERT_EQ(0, ioctl(self->lender, P2M_MOVE, &move));
 	EXPECT_EQ(2, move.out_busy);
 	EXPECT_EQ(NR_PAGES - 2, move.out_pages);
 	EXPECT_TRUE(page_matches(self->slots, 7));
-	ASSERT_EQ(0, unmap_foreign(self->borrower, 0, errors, 2, &nr));
+	ASSERT_EQ(0, _test_cmd_foreign_unmap(self->borrower, 0, errors, 2, &nr));
 	ASSERT_EQ(0, ioctl(self->lender, P2M_MOVE, &move));
 	EXPECT_EQ(0, move.out_busy);
 }
@@ -229,8 +176,8 @@ TEST_F(foreign, a_frame_stays_when_its_owner_gives_it_back)
 	__s32 errors[1];
 	__u32 nr;
 
-	ASSERT_EQ(0, map_foreign(self->borrower, self->lender, 0, frames, errors,
-				 1, &nr));
+	ASSERT_EQ(0, _test_cmd_foreign_map(self->borrower, self->lender, 0, frames, errors,
+					   1, &nr));
 	ASSERT_EQ(0, release_pages(self->lender, 0, NR_PAGES));
 	EXPECT_TRUE(page_matches(self->slots, 11));
 	check_audit(_metadata, self->lender);
@@ -248,17 +195,17 @@ TEST_F(foreign, a_lender_has_to_be_another_domain)
 	__u32 nr;
 	int other = open("/dev/null", O_RDWR);
 
-	EXPECT_ERRNO(EBADF, map_foreign(self->borrower, -1, 0, frames, errors, 1,
-					&nr));
-	EXPECT_ERRNO(EBADF, map_foreign(self->borrower, 9999, 0, frames, errors,
-					1, &nr));
-	EXPECT_ERRNO(EINVAL, map_foreign(self->borrower, other, 0, frames,
-					 errors, 1, &nr));
-	EXPECT_ERRNO(EINVAL, map_foreign(self->borrower, self->borrower, 0,
-					 frames, errors, 1, &nr));
-	EXPECT_ERRNO(EOVERFLOW, map_foreign(self->borrower, self->lender,
-					    P2M_MAX_PFN, frames, errors, 1,
-					    &nr));
+	EXPECT_ERRNO(EBADF, _test_cmd_foreign_map(self->borrower, -1, 0, frames, errors, 1,
+						  &nr));
+	EXPECT_ERRNO(EBADF, _test_cmd_foreign_map(self->borrower, 9999, 0, frames, errors,
+						  1, &nr));
+	EXPECT_ERRNO(EINVAL, _test_cmd_foreign_map(self->borrower, other, 0, frames,
+						   errors, 1, &nr));
+	EXPECT_ERRNO(EINVAL, _test_cmd_foreign_map(self->borrower, self->borrower, 0,
+						   frames, errors, 1, &nr));
+	EXPECT_ERRNO(EOVERFLOW, _test_cmd_foreign_map(self->borrower, self->lender,
+						      P2M_MAX_PFN, frames, errors, 1,
+						      &nr));
 	close(other);
 }
 
@@ -268,8 +215,8 @@ TEST_F(foreign, a_slot_outside_regions_is_ENOENT)
 	__s32 errors[1];
 	__u32 nr;
 
-	ASSERT_EQ(0, map_foreign(self->borrower, self->lender, NR_PAGES, frames,
-				 errors, 1, &nr));
+	ASSERT_EQ(0, _test_cmd_foreign_map(self->borrower, self->lender, NR_PAGES, frames,
+					   errors, 1, &nr));
 	EXPECT_EQ(0, nr);
 	EXPECT_EQ(ENOENT, errors[0]);
 }
@@ -283,10 +230,10 @@ TEST_F(foreign, identity_is_for_what_is_no_memory)
 					     P2M_REGION_ON_DEMAND |
 					     P2M_REGION_FIXED,
 					     P2M_POLICY_ANY, 16, 0, &base));
-	ASSERT_EQ(0, identity(self->borrower, IOAPIC_MFN, 1));
+	ASSERT_EQ(0, _test_cmd_identity(self->borrower, IOAPIC_MFN, 1));
 	EXPECT_EQ(IOAPIC_MFN | P2M_ENTRY_IDENTITY,
 		  pfn_to_entry(self->borrower, IOAPIC_MFN));
-	EXPECT_ERRNO(EEXIST, identity(self->borrower, IOAPIC_MFN, 2));
+	EXPECT_ERRNO(EEXIST, _test_cmd_identity(self->borrower, IOAPIC_MFN, 2));
 	EXPECT_EQ(P2M_ENTRY_INVALID,
 		  pfn_to_entry(self->borrower, IOAPIC_MFN + 1));
 	/* A mapping doesn't show it. */
@@ -303,8 +250,8 @@ TEST_F(foreign, identity_is_for_what_is_no_memory)
 					     P2M_REGION_ON_DEMAND |
 					     P2M_REGION_FIXED,
 					     P2M_POLICY_ANY, 1, 0, &base));
-	EXPECT_ERRNO(EINVAL, identity(self->borrower, ram, 1));
-	EXPECT_ERRNO(ENOENT, identity(self->borrower, IOAPIC_MFN + 64, 1));
+	EXPECT_ERRNO(EINVAL, _test_cmd_identity(self->borrower, ram, 1));
+	EXPECT_ERRNO(ENOENT, _test_cmd_identity(self->borrower, IOAPIC_MFN + 64, 1));
 	check_audit(_metadata, self->borrower);
 }
 
@@ -314,7 +261,7 @@ TEST(identity_needs_a_capability)
 
 	ASSERT_LE(0, fd) SKIP(return, "cannot open " P2M_DEVICE);
 	ASSERT_EQ(0, drop_privileges());
-	EXPECT_ERRNO(EPERM, identity(fd, IOAPIC_MFN, 1));
+	EXPECT_ERRNO(EPERM, _test_cmd_identity(fd, IOAPIC_MFN, 1));
 	close(fd);
 }
 

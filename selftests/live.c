@@ -8,7 +8,6 @@
 #include <glob.h>
 #include <limits.h>
 #include <linux/kvm.h>
-#include <linux/loop.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -36,148 +35,6 @@
 
 /* What P2M_EVACUATE is asked to clear, if nothing else matters: 16 MiB. */
 #define NR_WINDOW 4096ULL
-
-/* The commands. What they report is in the structure, also after an error. */
-static int _test_cmd_create_by(int fd, struct p2m_region_create *cmd)
-{
-	cmd->size = sizeof(*cmd);
-	return ioctl(fd, P2M_REGION_CREATE, cmd);
-}
-
-static int _test_cmd_release(int fd, __u64 start_pfn, __u64 nr_pages,
-			     struct p2m_release *cmd)
-{
-	*cmd = (struct p2m_release){
-		.size = sizeof(*cmd),
-		.start_pfn = start_pfn,
-		.nr_pages = nr_pages,
-	};
-	return ioctl(fd, P2M_RELEASE, cmd);
-}
-
-static int _test_cmd_populate(int fd, __u64 start_pfn, __u64 nr_pages,
-			      struct p2m_populate *cmd)
-{
-	*cmd = (struct p2m_populate){
-		.size = sizeof(*cmd),
-		.start_pfn = start_pfn,
-		.nr_pages = nr_pages,
-	};
-	return ioctl(fd, P2M_POPULATE, cmd);
-}
-
-static int _test_cmd_move(int fd, __u64 start_pfn, __u64 nr_pages, __u32 policy,
-			  __u64 seed, struct p2m_move *cmd)
-{
-	*cmd = (struct p2m_move){
-		.size = sizeof(*cmd),
-		.start_pfn = start_pfn,
-		.nr_pages = nr_pages,
-		.policy = policy,
-		.seed = seed,
-	};
-	return ioctl(fd, P2M_MOVE, cmd);
-}
-
-static int _test_cmd_evacuate(int fd, __u32 flags, __u64 start_mfn,
-			      __u64 nr_frames, struct p2m_evacuate *cmd)
-{
-	*cmd = (struct p2m_evacuate){
-		.size = sizeof(*cmd),
-		.flags = flags,
-		.start_mfn = start_mfn,
-		.nr_frames = nr_frames,
-	};
-	return ioctl(fd, P2M_EVACUATE, cmd);
-}
-
-static int _test_cmd_contiguous(int fd, __u64 start_pfn, __u32 order,
-				__u32 address_bits, struct p2m_contiguous *cmd)
-{
-	*cmd = (struct p2m_contiguous){
-		.size = sizeof(*cmd),
-		.start_pfn = start_pfn,
-		.order = order,
-		.address_bits = address_bits,
-	};
-	return ioctl(fd, P2M_CONTIGUOUS, cmd);
-}
-
-static int _test_cmd_exchange(int fd, __u64 a_pfn, __u64 b_pfn, __u64 nr_pages,
-			      struct p2m_exchange *cmd)
-{
-	*cmd = (struct p2m_exchange){
-		.size = sizeof(*cmd),
-		.a_pfn = a_pfn,
-		.b_pfn = b_pfn,
-		.nr_pages = nr_pages,
-	};
-	return ioctl(fd, P2M_EXCHANGE, cmd);
-}
-
-static int _test_cmd_audit(int fd, struct p2m_audit *cmd)
-{
-	*cmd = (struct p2m_audit){ .size = sizeof(*cmd) };
-	return ioctl(fd, P2M_AUDIT, cmd);
-}
-
-static int _test_cmd_guard_check(int fd, __u32 flags, __u64 start_pfn,
-				 __u64 nr_pages, struct p2m_guard_check *cmd)
-{
-	*cmd = (struct p2m_guard_check){
-		.size = sizeof(*cmd),
-		.flags = flags,
-		.start_pfn = start_pfn,
-		.nr_pages = nr_pages,
-	};
-	return ioctl(fd, P2M_GUARD_CHECK, cmd);
-}
-
-/* Each is an expression: the structure as the kernel left it. */
-#define TEST_CMD(type, func, ...)                         \
-	({                                                \
-		struct type __cmd;                        \
-		ASSERT_EQ(0, func(__VA_ARGS__, &__cmd));  \
-		__cmd;                                    \
-	})
-#define TEST_ERR(err, type, func, ...)                    \
-	({                                                \
-		struct type __cmd;                        \
-		EXPECT_ERRNO(err, func(__VA_ARGS__, &__cmd)); \
-		__cmd;                                    \
-	})
-
-#define test_cmd_create_by(fd, cmd) ASSERT_EQ(0, _test_cmd_create_by(fd, cmd))
-#define test_err_create_by(err, fd, cmd) \
-	EXPECT_ERRNO(err, _test_cmd_create_by(fd, cmd))
-#define test_cmd_release(...) \
-	TEST_CMD(p2m_release, _test_cmd_release, __VA_ARGS__)
-#define test_err_release(err, ...) \
-	TEST_ERR(err, p2m_release, _test_cmd_release, __VA_ARGS__)
-#define test_cmd_populate(...) \
-	TEST_CMD(p2m_populate, _test_cmd_populate, __VA_ARGS__)
-#define test_err_populate(err, ...) \
-	TEST_ERR(err, p2m_populate, _test_cmd_populate, __VA_ARGS__)
-#define test_cmd_move(...) TEST_CMD(p2m_move, _test_cmd_move, __VA_ARGS__)
-#define test_err_move(err, ...) \
-	TEST_ERR(err, p2m_move, _test_cmd_move, __VA_ARGS__)
-#define test_cmd_evacuate(...) \
-	TEST_CMD(p2m_evacuate, _test_cmd_evacuate, __VA_ARGS__)
-#define test_err_evacuate(err, ...) \
-	TEST_ERR(err, p2m_evacuate, _test_cmd_evacuate, __VA_ARGS__)
-#define test_cmd_contiguous(...) \
-	TEST_CMD(p2m_contiguous, _test_cmd_contiguous, __VA_ARGS__)
-#define test_err_contiguous(err, ...) \
-	TEST_ERR(err, p2m_contiguous, _test_cmd_contiguous, __VA_ARGS__)
-#define test_cmd_exchange(...) \
-	TEST_CMD(p2m_exchange, _test_cmd_exchange, __VA_ARGS__)
-#define test_err_exchange(err, ...) \
-	TEST_ERR(err, p2m_exchange, _test_cmd_exchange, __VA_ARGS__)
-#define test_cmd_audit(...) TEST_CMD(p2m_audit, _test_cmd_audit, __VA_ARGS__)
-#define test_cmd_guard_check(...) \
-	TEST_CMD(p2m_guard_check, _test_cmd_guard_check, __VA_ARGS__)
-#define test_err_guard_check(err, ...) \
-	TEST_ERR(err, p2m_guard_check, _test_cmd_guard_check, __VA_ARGS__)
 
 static char *page_at(char *mem, __u64 index)
 {
@@ -1376,37 +1233,6 @@ TEST_F_TIMEOUT(change, threads_lose_no_byte, 60)
 	}
 	expect_mirrored(_metadata, self->fd, BASE_PFN, NR_PAGES);
 	free(hammers);
-}
-
-/* A file or device for I/O that doesn't copy; @len bytes or more. */
-static int open_loop_device(size_t len)
-{
-	/* The device goes when the last descriptor does. */
-	struct loop_config config = { .info.lo_flags = LO_FLAGS_AUTOCLEAR };
-	int control, backing, nr, loop = -1;
-	char path[64];
-
-	/* It may be there already, or built in. */
-	if (system("modprobe -q loop 2>/dev/null"))
-		fprintf(stderr, "# modprobe loop failed\n");
-	control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
-	if (control < 0)
-		return -1;
-	nr = ioctl(control, LOOP_CTL_GET_FREE);
-	close(control);
-	snprintf(path, sizeof(path), "/dev/loop%d", nr);
-	backing = memfd_create("p2m-live", MFD_CLOEXEC);
-	if (backing < 0)
-		return -1;
-	config.fd = backing;
-	if (!ftruncate(backing, len))
-		loop = open(path, O_RDWR | O_DIRECT | O_CLOEXEC);
-	if (loop >= 0 && ioctl(loop, LOOP_CONFIGURE, &config)) {
-		close(loop);
-		loop = -1;
-	}
-	close(backing);
-	return loop;
 }
 
 struct direct {

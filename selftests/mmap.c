@@ -5,7 +5,6 @@
  */
 #include <fcntl.h>
 #include <linux/kvm.h>
-#include <linux/loop.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -670,37 +669,13 @@ static int open_temp_file(void)
 	return -1;
 }
 
-static int open_loop_device(void)
+static int open_direct_loop(void)
 {
-	/* The device goes when the last descriptor does. */
-	struct loop_config config = { .info.lo_flags = LO_FLAGS_AUTOCLEAR };
-	int control, loop = -1, nr;
-	char path[64];
-
-	/* It may be there already, or built in. */
-	if (system("modprobe -q loop 2>/dev/null"))
-		fprintf(stderr, "# modprobe loop failed\n");
-	control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
-	if (control < 0)
-		return -1;
-	nr = ioctl(control, LOOP_CTL_GET_FREE);
-	close(control);
-	snprintf(path, sizeof(path), "/dev/loop%d", nr);
-	config.fd = memfd_create("p2m-direct", MFD_CLOEXEC);
-	if (config.fd == (__u32)-1)
-		return -1;
-	if (!ftruncate(config.fd, LEN))
-		loop = open(path, O_RDWR | O_DIRECT | O_CLOEXEC);
-	if (loop >= 0 && ioctl(loop, LOOP_CONFIGURE, &config)) {
-		close(loop);
-		loop = -1;
-	}
-	close(config.fd);
-	return loop;
+	return open_loop_device(LEN);
 }
 
 FIXTURE_VARIANT_ADD(direct, file) { .open = open_temp_file };
-FIXTURE_VARIANT_ADD(direct, block_device) { .open = open_loop_device };
+FIXTURE_VARIANT_ADD(direct, block_device) { .open = open_direct_loop };
 
 FIXTURE_SETUP(direct)
 {

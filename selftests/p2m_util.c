@@ -2,6 +2,7 @@
 #include <elf.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <linux/loop.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdio.h>
@@ -142,6 +143,153 @@ int _test_cmd_runs(int fd, __u64 start_pfn, __u64 nr_pages,
 	if (out_next_pfn)
 		*out_next_pfn = cmd.out_next_pfn;
 	return ret;
+}
+
+int _test_cmd_create_by(int fd, struct p2m_region_create *cmd)
+{
+	cmd->size = sizeof(*cmd);
+	return ioctl(fd, P2M_REGION_CREATE, cmd);
+}
+
+int _test_cmd_release(int fd, __u64 start_pfn, __u64 nr_pages,
+		      struct p2m_release *cmd)
+{
+	*cmd = (struct p2m_release){
+		.size = sizeof(*cmd),
+		.start_pfn = start_pfn,
+		.nr_pages = nr_pages,
+	};
+	return ioctl(fd, P2M_RELEASE, cmd);
+}
+
+int _test_cmd_populate(int fd, __u64 start_pfn, __u64 nr_pages,
+		       struct p2m_populate *cmd)
+{
+	*cmd = (struct p2m_populate){
+		.size = sizeof(*cmd),
+		.start_pfn = start_pfn,
+		.nr_pages = nr_pages,
+	};
+	return ioctl(fd, P2M_POPULATE, cmd);
+}
+
+int _test_cmd_move(int fd, __u64 start_pfn, __u64 nr_pages, __u32 policy,
+		   __u64 seed, struct p2m_move *cmd)
+{
+	*cmd = (struct p2m_move){
+		.size = sizeof(*cmd),
+		.start_pfn = start_pfn,
+		.nr_pages = nr_pages,
+		.policy = policy,
+		.seed = seed,
+	};
+	return ioctl(fd, P2M_MOVE, cmd);
+}
+
+int _test_cmd_evacuate(int fd, __u32 flags, __u64 start_mfn,
+		       __u64 nr_frames, struct p2m_evacuate *cmd)
+{
+	*cmd = (struct p2m_evacuate){
+		.size = sizeof(*cmd),
+		.flags = flags,
+		.start_mfn = start_mfn,
+		.nr_frames = nr_frames,
+	};
+	return ioctl(fd, P2M_EVACUATE, cmd);
+}
+
+int _test_cmd_contiguous(int fd, __u64 start_pfn, __u32 order,
+			 __u32 address_bits, struct p2m_contiguous *cmd)
+{
+	*cmd = (struct p2m_contiguous){
+		.size = sizeof(*cmd),
+		.start_pfn = start_pfn,
+		.order = order,
+		.address_bits = address_bits,
+	};
+	return ioctl(fd, P2M_CONTIGUOUS, cmd);
+}
+
+int _test_cmd_exchange(int fd, __u64 a_pfn, __u64 b_pfn, __u64 nr_pages,
+		       struct p2m_exchange *cmd)
+{
+	*cmd = (struct p2m_exchange){
+		.size = sizeof(*cmd),
+		.a_pfn = a_pfn,
+		.b_pfn = b_pfn,
+		.nr_pages = nr_pages,
+	};
+	return ioctl(fd, P2M_EXCHANGE, cmd);
+}
+
+int _test_cmd_audit(int fd, struct p2m_audit *cmd)
+{
+	*cmd = (struct p2m_audit){ .size = sizeof(*cmd) };
+	return ioctl(fd, P2M_AUDIT, cmd);
+}
+
+int _test_cmd_guard_check(int fd, __u32 flags, __u64 start_pfn,
+			  __u64 nr_pages, struct p2m_guard_check *cmd)
+{
+	*cmd = (struct p2m_guard_check){
+		.size = sizeof(*cmd),
+		.flags = flags,
+		.start_pfn = start_pfn,
+		.nr_pages = nr_pages,
+	};
+	return ioctl(fd, P2M_GUARD_CHECK, cmd);
+}
+
+int _test_cmd_foreign_map(int fd, int lender, __u64 start_pfn,
+			  const __u64 *frames, __s32 *errors, __u32 nr,
+			  __u32 *out_nr)
+{
+	struct p2m_foreign_map cmd = {
+		.size = sizeof(cmd),
+		.fd = lender,
+		.nr = nr,
+		.start_pfn = start_pfn,
+		.frames = (uintptr_t)frames,
+		.errors = (uintptr_t)errors,
+	};
+	int ret = ioctl(fd, P2M_FOREIGN_MAP, &cmd);
+
+	*out_nr = cmd.out_nr;
+	return ret;
+}
+
+int _test_cmd_foreign_unmap(int fd, __u64 start_pfn, __s32 *errors, __u32 nr,
+			    __u32 *out_nr)
+{
+	struct p2m_foreign_unmap cmd = {
+		.size = sizeof(cmd),
+		.start_pfn = start_pfn,
+		.errors = (uintptr_t)errors,
+		.nr = nr,
+	};
+	int ret = ioctl(fd, P2M_FOREIGN_UNMAP, &cmd);
+
+	*out_nr = cmd.out_nr;
+	return ret;
+}
+
+int _test_cmd_identity(int fd, __u64 start_pfn, __u64 nr_pages)
+{
+	struct p2m_identity cmd = {
+		.size = sizeof(cmd),
+		.start_pfn = start_pfn,
+		.nr_pages = nr_pages,
+	};
+
+	return ioctl(fd, P2M_IDENTITY, &cmd);
+}
+
+bool audit_is_clean(int fd, struct p2m_audit *audit)
+{
+	return !_test_cmd_audit(fd, audit) && !audit->out_p2m_bad &&
+	       !audit->out_m2p_bad && !audit->out_orphans &&
+	       !audit->out_refs_bad && !audit->out_spaces_bad &&
+	       !audit->out_count_bad;
 }
 
 __u64 pfn_to_entry(int fd, __u64 pfn)
@@ -488,4 +636,34 @@ int module_restore(void)
 	const char *params = getenv("P2M_PARAMS");
 
 	return module_reload(params ? params : "");
+}
+
+int open_loop_device(size_t len)
+{
+	/* The device goes when the last descriptor does. */
+	struct loop_config config = { .info.lo_flags = LO_FLAGS_AUTOCLEAR };
+	int control, backing, nr, loop = -1;
+	char path[64];
+
+	/* It may be there already, or built in. */
+	if (system("modprobe -q loop 2>/dev/null"))
+		fprintf(stderr, "# modprobe loop failed\n");
+	control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
+	if (control < 0)
+		return -1;
+	nr = ioctl(control, LOOP_CTL_GET_FREE);
+	close(control);
+	snprintf(path, sizeof(path), "/dev/loop%d", nr);
+	backing = memfd_create("p2m-direct", MFD_CLOEXEC);
+	if (backing < 0)
+		return -1;
+	config.fd = backing;
+	if (!ftruncate(backing, len))
+		loop = open(path, O_RDWR | O_DIRECT | O_CLOEXEC);
+	if (loop >= 0 && ioctl(loop, LOOP_CONFIGURE, &config)) {
+		close(loop);
+		loop = -1;
+	}
+	close(backing);
+	return loop;
 }

@@ -43,6 +43,32 @@ int _test_cmd_runs(int fd, __u64 start_pfn, __u64 nr_pages,
 		   struct p2m_run *runs, __u32 nr, __u32 *out_nr,
 		   __u64 *out_next_pfn);
 
+/* What these report is in the structure, also after an error. */
+int _test_cmd_create_by(int fd, struct p2m_region_create *cmd);
+int _test_cmd_release(int fd, __u64 start_pfn, __u64 nr_pages,
+		      struct p2m_release *cmd);
+int _test_cmd_populate(int fd, __u64 start_pfn, __u64 nr_pages,
+		       struct p2m_populate *cmd);
+int _test_cmd_move(int fd, __u64 start_pfn, __u64 nr_pages, __u32 policy,
+		   __u64 seed, struct p2m_move *cmd);
+int _test_cmd_evacuate(int fd, __u32 flags, __u64 start_mfn,
+		       __u64 nr_frames, struct p2m_evacuate *cmd);
+int _test_cmd_contiguous(int fd, __u64 start_pfn, __u32 order,
+			 __u32 address_bits, struct p2m_contiguous *cmd);
+int _test_cmd_exchange(int fd, __u64 a_pfn, __u64 b_pfn, __u64 nr_pages,
+		       struct p2m_exchange *cmd);
+int _test_cmd_audit(int fd, struct p2m_audit *cmd);
+int _test_cmd_guard_check(int fd, __u32 flags, __u64 start_pfn,
+			  __u64 nr_pages, struct p2m_guard_check *cmd);
+int _test_cmd_foreign_map(int fd, int lender, __u64 start_pfn,
+			  const __u64 *frames, __s32 *errors, __u32 nr,
+			  __u32 *out_nr);
+int _test_cmd_foreign_unmap(int fd, __u64 start_pfn, __s32 *errors, __u32 nr,
+			    __u32 *out_nr);
+int _test_cmd_identity(int fd, __u64 start_pfn, __u64 nr_pages);
+/* True if an audit finds nothing wrong. */
+bool audit_is_clean(int fd, struct p2m_audit *audit);
+
 #define EXPECT_ERRNO(expected_errno, cmd)         \
 	({                                        \
 		ASSERT_EQ(-1, cmd);               \
@@ -104,6 +130,52 @@ int _test_cmd_runs(int fd, __u64 start_pfn, __u64 nr_pages,
 	EXPECT_ERRNO(err, _test_cmd_runs(fd, start_pfn, nr_pages, runs, nr,  \
 					 NULL, NULL))
 
+/* Each is an expression: the structure as the kernel left it. */
+#define TEST_CMD(type, func, ...)                         \
+	({                                                \
+		struct type __cmd;                        \
+		ASSERT_EQ(0, func(__VA_ARGS__, &__cmd));  \
+		__cmd;                                    \
+	})
+#define TEST_ERR(err, type, func, ...)                    \
+	({                                                \
+		struct type __cmd;                        \
+		EXPECT_ERRNO(err, func(__VA_ARGS__, &__cmd)); \
+		__cmd;                                    \
+	})
+
+#define test_cmd_create_by(fd, cmd) ASSERT_EQ(0, _test_cmd_create_by(fd, cmd))
+#define test_err_create_by(err, fd, cmd) \
+	EXPECT_ERRNO(err, _test_cmd_create_by(fd, cmd))
+#define test_cmd_release(...) \
+	TEST_CMD(p2m_release, _test_cmd_release, __VA_ARGS__)
+#define test_err_release(err, ...) \
+	TEST_ERR(err, p2m_release, _test_cmd_release, __VA_ARGS__)
+#define test_cmd_populate(...) \
+	TEST_CMD(p2m_populate, _test_cmd_populate, __VA_ARGS__)
+#define test_err_populate(err, ...) \
+	TEST_ERR(err, p2m_populate, _test_cmd_populate, __VA_ARGS__)
+#define test_cmd_move(...) TEST_CMD(p2m_move, _test_cmd_move, __VA_ARGS__)
+#define test_err_move(err, ...) \
+	TEST_ERR(err, p2m_move, _test_cmd_move, __VA_ARGS__)
+#define test_cmd_evacuate(...) \
+	TEST_CMD(p2m_evacuate, _test_cmd_evacuate, __VA_ARGS__)
+#define test_err_evacuate(err, ...) \
+	TEST_ERR(err, p2m_evacuate, _test_cmd_evacuate, __VA_ARGS__)
+#define test_cmd_contiguous(...) \
+	TEST_CMD(p2m_contiguous, _test_cmd_contiguous, __VA_ARGS__)
+#define test_err_contiguous(err, ...) \
+	TEST_ERR(err, p2m_contiguous, _test_cmd_contiguous, __VA_ARGS__)
+#define test_cmd_exchange(...) \
+	TEST_CMD(p2m_exchange, _test_cmd_exchange, __VA_ARGS__)
+#define test_err_exchange(err, ...) \
+	TEST_ERR(err, p2m_exchange, _test_cmd_exchange, __VA_ARGS__)
+#define test_cmd_audit(...) TEST_CMD(p2m_audit, _test_cmd_audit, __VA_ARGS__)
+#define test_cmd_guard_check(...) \
+	TEST_CMD(p2m_guard_check, _test_cmd_guard_check, __VA_ARGS__)
+#define test_err_guard_check(err, ...) \
+	TEST_ERR(err, p2m_guard_check, _test_cmd_guard_check, __VA_ARGS__)
+
 /*
  * Single frames. One that has none, or a call that fails, is
  * P2M_ENTRY_INVALID.
@@ -158,6 +230,9 @@ void kcore_close(struct kcore *kcore);
 
 /* A field of /proc/meminfo in KiB, ~0 if it isn't there. */
 __u64 meminfo_kib(const char *field);
+
+/* A device for I/O that doesn't copy, of @len bytes or more; -1 if there's none. */
+int open_loop_device(size_t len);
 
 __u64 now_ms(void);
 /* A pseudo-random sequence that is the same in every run. */

@@ -171,72 +171,6 @@ static int _test_cmd_space_access(int fd, __u32 space, __u32 op, __u64 address,
 	return ioctl(fd, P2M_SPACE_ACCESS, cmd);
 }
 
-static int _test_cmd_release(int fd, __u64 start_pfn, __u64 nr_pages)
-{
-	struct p2m_release cmd = {
-		.size = sizeof(cmd),
-		.start_pfn = start_pfn,
-		.nr_pages = nr_pages,
-	};
-
-	return ioctl(fd, P2M_RELEASE, &cmd);
-}
-
-static int _test_cmd_move(int fd, __u64 start_pfn, __u64 nr_pages, __u32 policy,
-			  struct p2m_move *cmd)
-{
-	*cmd = (struct p2m_move){
-		.size = sizeof(*cmd),
-		.start_pfn = start_pfn,
-		.nr_pages = nr_pages,
-		.policy = policy,
-		.seed = policy == P2M_POLICY_SCATTER,
-	};
-	return ioctl(fd, P2M_MOVE, cmd);
-}
-
-static int _test_cmd_contiguous(int fd, __u64 start_pfn, __u32 order)
-{
-	struct p2m_contiguous cmd = {
-		.size = sizeof(cmd),
-		.start_pfn = start_pfn,
-		.order = order,
-	};
-
-	return ioctl(fd, P2M_CONTIGUOUS, &cmd);
-}
-
-static int _test_cmd_exchange(int fd, __u64 a_pfn, __u64 b_pfn, __u64 nr_pages,
-			      struct p2m_exchange *cmd)
-{
-	*cmd = (struct p2m_exchange){
-		.size = sizeof(*cmd),
-		.a_pfn = a_pfn,
-		.b_pfn = b_pfn,
-		.nr_pages = nr_pages,
-	};
-	return ioctl(fd, P2M_EXCHANGE, cmd);
-}
-
-static int _test_cmd_audit(int fd, struct p2m_audit *cmd)
-{
-	*cmd = (struct p2m_audit){ .size = sizeof(*cmd) };
-	return ioctl(fd, P2M_AUDIT, cmd);
-}
-
-#define TEST_CMD(type, func, ...)                        \
-	({                                               \
-		struct type __cmd;                       \
-		ASSERT_EQ(0, func(__VA_ARGS__, &__cmd)); \
-		__cmd;                                   \
-	})
-#define TEST_ERR(err, type, func, ...)                        \
-	({                                                    \
-		struct type __cmd;                            \
-		EXPECT_ERRNO(err, func(__VA_ARGS__, &__cmd)); \
-		__cmd;                                        \
-	})
-
 #define test_cmd_space_create(...) \
 	TEST_CMD(p2m_space_create, _test_cmd_space_create, __VA_ARGS__)
 #define test_err_space_create(err, ...) \
@@ -278,10 +212,30 @@ static int _test_cmd_audit(int fd, struct p2m_audit *cmd)
 	TEST_CMD(p2m_space_access, _test_cmd_space_access, __VA_ARGS__)
 #define test_err_space_access(err, ...) \
 	TEST_ERR(err, p2m_space_access, _test_cmd_space_access, __VA_ARGS__)
-#define test_cmd_move(...) TEST_CMD(p2m_move, _test_cmd_move, __VA_ARGS__)
-#define test_cmd_exchange(...) \
-	TEST_CMD(p2m_exchange, _test_cmd_exchange, __VA_ARGS__)
-#define test_cmd_audit(...) TEST_CMD(p2m_audit, _test_cmd_audit, __VA_ARGS__)
+
+/* Commands of which only the outcome matters here. */
+static int release_pages(int fd, __u64 start_pfn, __u64 nr_pages)
+{
+	struct p2m_release cmd;
+
+	return _test_cmd_release(fd, start_pfn, nr_pages, &cmd);
+}
+
+static int make_contiguous(int fd, __u64 start_pfn, __u32 order)
+{
+	struct p2m_contiguous cmd;
+
+	return _test_cmd_contiguous(fd, start_pfn, order, 0, &cmd);
+}
+
+static int move_pages(int fd, __u64 start_pfn, __u64 nr_pages, __u32 policy,
+		      struct p2m_move *cmd)
+{
+	return _test_cmd_move(fd, start_pfn, nr_pages, policy,
+			      policy == P2M_POLICY_SCATTER, cmd);
+}
+
+#define test_cmd_move_by(...) TEST_CMD(p2m_move, move_pages, __VA_ARGS__)
 
 /* The processor has five levels in use: the kernel hides the flag if it hasn't. */
 static bool cpu_has_five_levels(void)
@@ -350,7 +304,7 @@ static void domain_open(struct __test_metadata *_metadata, struct domain *d)
 	test_cmd_region_create_fixed(d->fd, P2M_POLICY_ANY, RUN_PAGES, 0,
 				     RUN_PFN);
 	for (i = 0; i < NR_RUNS; i++)
-		ASSERT_EQ(0, _test_cmd_contiguous(d->fd, RUN_PFN + 512 * i, 9));
+		ASSERT_EQ(0, make_contiguous(d->fd, RUN_PFN + 512 * i, 9));
 	d->mem = map_pages(d->fd, 0, END_PFN);
 	ASSERT_NE(MAP_FAILED, d->mem);
 }
@@ -1475,24 +1429,24 @@ TEST_F(space, what_is_in_use_stays)
 	test_err_region_destroy(EBUSY, d->fd, LOW_PFN);
 	test_err_region_destroy(EBUSY, d->fd, RUN_PFN);
 	test_err_region_destroy(EBUSY, d->fd, POOL_PFN);
-	EXPECT_ERRNO(EBUSY, _test_cmd_release(d->fd, LOW_PFN + 10, 1));
-	EXPECT_ERRNO(EBUSY, _test_cmd_release(d->fd, LOW_PFN + 19, 1));
-	EXPECT_ERRNO(EBUSY, _test_cmd_release(d->fd, LOW_PFN, 11));
-	EXPECT_ERRNO(EBUSY, _test_cmd_release(d->fd, RUN_PFN, 1));
-	EXPECT_ERRNO(EBUSY, _test_cmd_release(d->fd, RUN_PFN + 511, 2));
+	EXPECT_ERRNO(EBUSY, release_pages(d->fd, LOW_PFN + 10, 1));
+	EXPECT_ERRNO(EBUSY, release_pages(d->fd, LOW_PFN + 19, 1));
+	EXPECT_ERRNO(EBUSY, release_pages(d->fd, LOW_PFN, 11));
+	EXPECT_ERRNO(EBUSY, release_pages(d->fd, RUN_PFN, 1));
+	EXPECT_ERRNO(EBUSY, release_pages(d->fd, RUN_PFN + 511, 2));
 	/* Free pages of the pool, too. */
-	EXPECT_ERRNO(EBUSY, _test_cmd_release(d->fd, POOL_PFN + POOL_PAGES - 1,
-					      1));
+	EXPECT_ERRNO(EBUSY, release_pages(d->fd, POOL_PFN + POOL_PAGES - 1,
+					  1));
 	expect_image(_metadata, d, &image);
 	/* Right beside nothing is in use. */
-	EXPECT_EQ(0, _test_cmd_release(d->fd, LOW_PFN + 9, 1));
-	EXPECT_EQ(0, _test_cmd_release(d->fd, LOW_PFN + 20, 1));
-	EXPECT_EQ(0, _test_cmd_release(d->fd, RUN_PFN + 512, 1));
+	EXPECT_EQ(0, release_pages(d->fd, LOW_PFN + 9, 1));
+	EXPECT_EQ(0, release_pages(d->fd, LOW_PFN + 20, 1));
+	EXPECT_EQ(0, release_pages(d->fd, RUN_PFN + 512, 1));
 	expect_agreement(_metadata, d);
 
 	EXPECT_EQ(10 + 512, test_cmd_space_unmap(d->fd, d->space, P2M_UNMAP_ALL,
 						 0, 0));
-	EXPECT_EQ(0, _test_cmd_release(d->fd, RUN_PFN, 1));
+	EXPECT_EQ(0, release_pages(d->fd, RUN_PFN, 1));
 	test_cmd_region_destroy(d->fd, LOW_PFN);
 	test_cmd_region_destroy(d->fd, RUN_PFN);
 	test_err_region_destroy(EBUSY, d->fd, POOL_PFN);
@@ -1990,10 +1944,10 @@ TEST_F(space, a_leaf_that_cannot_be_split_stays)
 	image = image_take(_metadata, d);
 	entries = range_to_entries(d->fd, RUN_PFN, RUN_PAGES);
 	ASSERT_NE(NULL, entries);
-	EXPECT_ERRNO(ENOSPC, _test_cmd_move(d->fd, RUN_PFN + 300, 10,
-					    P2M_POLICY_ANY, &move));
+	EXPECT_ERRNO(ENOSPC, move_pages(d->fd, RUN_PFN + 300, 10,
+					P2M_POLICY_ANY, &move));
 	EXPECT_EQ(0, move.out_pages);
-	EXPECT_ERRNO(ENOSPC, _test_cmd_contiguous(d->fd, RUN_PFN, 9));
+	EXPECT_ERRNO(ENOSPC, make_contiguous(d->fd, RUN_PFN, 9));
 	{
 		__u64 *now = range_to_entries(d->fd, RUN_PFN, RUN_PAGES);
 
@@ -2365,15 +2319,15 @@ TEST_F(space, frames_change_below_it)
 		case 0:
 			first = LOW_PFN;
 			nr = LOW_PAGES;
-			move = test_cmd_move(d->fd, first, nr,
-					     P2M_POLICY_SCATTER);
+			move = test_cmd_move_by(d->fd, first, nr,
+						P2M_POLICY_SCATTER);
 			EXPECT_EQ(nr, move.out_pages);
 			break;
 		case 1:
 			/* One page of a large leaf: it is split, others aren't. */
 			first = RUN_PFN + 300;
 			nr = 1;
-			move = test_cmd_move(d->fd, first, nr, P2M_POLICY_ANY);
+			move = test_cmd_move_by(d->fd, first, nr, P2M_POLICY_ANY);
 			EXPECT_EQ(1, move.out_pages);
 			levels[2] = 0;
 			break;
@@ -2400,24 +2354,24 @@ TEST_F(space, frames_change_below_it)
 			/* A run again. Nobody makes a large leaf of it by himself. */
 			first = RUN_PFN + 512;
 			nr = 512;
-			ASSERT_EQ(0, _test_cmd_contiguous(d->fd, first, 9));
+			ASSERT_EQ(0, make_contiguous(d->fd, first, 9));
 			break;
 		case 5:
 			/* A run of what is mapped page by page. */
 			first = LOW_PFN + 64;
 			nr = 128;
-			ASSERT_EQ(0, _test_cmd_contiguous(d->fd, first, 7));
+			ASSERT_EQ(0, make_contiguous(d->fd, first, 7));
 			break;
 		case 6:
 			/* All there is. Tables stay where they are. */
 			first = RUN_PFN;
 			nr = RUN_PAGES;
-			move = test_cmd_move(d->fd, POOL_PFN, POOL_PAGES,
-					     P2M_POLICY_ANY);
+			move = test_cmd_move_by(d->fd, POOL_PFN, POOL_PAGES,
+						P2M_POLICY_ANY);
 			EXPECT_EQ(nr_tables(_metadata, d), move.out_busy);
 			EXPECT_EQ(POOL_PAGES - move.out_busy, move.out_pages);
-			move = test_cmd_move(d->fd, first, nr,
-					     P2M_POLICY_SCATTER);
+			move = test_cmd_move_by(d->fd, first, nr,
+						P2M_POLICY_SCATTER);
 			EXPECT_EQ(nr, move.out_pages);
 			break;
 		}
@@ -2465,10 +2419,10 @@ TEST_F(cpu, goes_on_while_frames_change)
 					    ADDRESS + PAGES(page) + 8 * round,
 					    &word, 1);
 		EXPECT_EQ(0, cmd.out_fault);
-		EXPECT_EQ(100, test_cmd_move(d->fd, LOW_PFN, 100,
-					     round % 2 ? P2M_POLICY_ANY :
-							 P2M_POLICY_SCATTER)
-				       .out_pages);
+		EXPECT_EQ(100, test_cmd_move_by(d->fd, LOW_PFN, 100,
+						round % 2 ? P2M_POLICY_ANY :
+						P2M_POLICY_SCATTER)
+			  .out_pages);
 		for (i = 0; i <= round; i++) {
 			EXPECT_EQ(PTE_AD, raw_at(d, ADDRESS + PAGES(i * 5)) &
 						  PTE_AD);
@@ -2851,7 +2805,7 @@ TEST_F_TIMEOUT(space, random_operations, 120)
 			nr = 1 + below(m, 300);
 			a = below(m, 2) ? LOW_PFN + below(m, LOW_PAGES - nr) :
 					  RUN_PFN + below(m, RUN_PAGES - nr);
-			move = test_cmd_move(d->fd, a, nr, below(m, 2));
+			move = test_cmd_move_by(d->fd, a, nr, below(m, 2));
 			ASSERT_EQ(nr, move.out_pages + move.out_busy);
 			ASSERT_EQ(0, move.out_busy);
 			model_suspend(m, a, nr);
@@ -2869,7 +2823,7 @@ TEST_F_TIMEOUT(space, random_operations, 120)
 			unsigned int order = below(m, 2) ? 9 : below(m, 9);
 
 			a = RUN_PFN + (below(m, NR_RUNS) << 9);
-			ret = _test_cmd_contiguous(d->fd, a, order);
+			ret = make_contiguous(d->fd, a, order);
 			if (!ret) {
 				model_suspend(m, a, 1ULL << order);
 				counts[6]++;
@@ -2985,8 +2939,8 @@ TEST_F_TIMEOUT(backends, same_program_same_view, 120)
 		address = area + PAGES(start);
 		op = below(m, 10);
 		if (op == 9)
-			move = test_cmd_move(d->fd, LOW_PFN + below(m, 100), 50,
-					     P2M_POLICY_ANY);
+			move = test_cmd_move_by(d->fd, LOW_PFN + below(m, 100), 50,
+						P2M_POLICY_ANY);
 		for (i = 0; i < 3 && op < 9; i++) {
 			int ret;
 
