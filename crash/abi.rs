@@ -53,8 +53,8 @@ macro_rules! commands {
 }
 
 commands! {
-    p2m_crash_info = P2M_CRASH_CMD_INFO, 48, 0;
-    p2m_crash_load = P2M_CRASH_CMD_LOAD, 80, P2M_CRASH_HOLD_ALL;
+    p2m_crash_info = P2M_CRASH_CMD_INFO, 56, 0;
+    p2m_crash_load = P2M_CRASH_CMD_LOAD, 80, P2M_CRASH_HOLD_ALL | P2M_CRASH_IOMMU;
     p2m_crash_unload = P2M_CRASH_CMD_UNLOAD, 8, 0;
     p2m_crash_status = P2M_CRASH_CMD_STATUS, 72, 0;
 }

@@ -76,6 +76,15 @@ extern "C" {
     pub(crate) fn p2m_crash_forget_interrupts();
     pub(crate) fn p2m_crash_quiesce();
 
+    pub(crate) fn p2m_crash_find_iommus() -> c_int;
+    pub(crate) fn p2m_crash_forget_iommus();
+    pub(crate) fn p2m_crash_nr_iommus() -> c_uint;
+    pub(crate) fn p2m_crash_switch_iommus(
+        device_table: u64,
+        commands: *mut c_void,
+        address: u64,
+    ) -> bool;
+
     pub(crate) fn p2m_crash_svm_begin(host_vmcb: u64);
     pub(crate) fn p2m_crash_svm_end();
     pub(crate) fn p2m_crash_svm_run(vmcb: u64, registers: *mut p2m_crash_registers, host_vmcb: u64);

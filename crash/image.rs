@@ -39,6 +39,10 @@ use crate::{
         Pages,
         Ram, //
     },
+    iommu::{
+        self,
+        DeviceTable, //
+    },
     pure::frame::{
         Pfn,
         PAGE_SHIFT,
@@ -119,6 +123,7 @@ pub(crate) struct Image {
     base: Pfn,
     nested: NestedSpace,
     engine: Svm,
+    device_table: Option<DeviceTable>,
     ram: Ram,
     min_pages: usize,
     /// Where the size of the memory is, if it's to be told.
@@ -180,7 +185,11 @@ impl Image {
         }
 
         let ram = Ram::now()?;
-        let mut nested = NestedSpace::new(window, &ram)?;
+        let has_dma = command.flags & abi::P2M_CRASH_IOMMU != 0;
+        if has_dma && iommu::nr_iommus() == 0 {
+            return Err(EOPNOTSUPP);
+        }
+        let mut nested = NestedSpace::new(window, &ram, has_dma)?;
         // OVERFLOW: Offsets are in the window, as was just checked, and that is below 2^52.
         let start = base.get() << PAGE_SHIFT;
         let start = Start {
@@ -189,10 +198,12 @@ impl Image {
             cr3: start + command.page_tables,
         };
         let engine = Svm::new(start, nested.root())?;
+        let device_table = nested.dma_root().map(DeviceTable::new).transpose()?;
         let mut image = Self {
             base,
             nested,
             engine,
+            device_table,
             ram,
             min_pages,
             size_slot,
@@ -205,7 +216,9 @@ impl Image {
     /// Returns the checksum of all that matters.
     fn sum(&self) -> u32 {
         let crc = self.nested.window().checksum(CHECKSUM_START);
-        self.engine.checksum(crc)
+        let crc = self.engine.checksum(crc);
+        let table = self.device_table.as_ref();
+        table.map_or(crc, |table| table.checksum(crc))
     }
 
     /// Tells how things are.
@@ -223,6 +236,13 @@ impl Image {
         status.out_min_memory = self.min_pages as u64 * PAGE;
         status.out_held = nr_held * PAGE;
         status.out_tables = window.nr_tables() as u64 * PAGE + self.engine.size() as u64;
+        if let Some(table) = &self.device_table {
+            status.out_flags |= abi::P2M_CRASH_IOMMU;
+            status.out_tables += table.size() as u64;
+        }
+        if nr_held == nr_pages as u64 {
+            status.out_flags |= abi::P2M_CRASH_HOLD_ALL;
+        }
         status.out_would_get = (nr_held + missing.min(nr_free())) * PAGE;
     }
 
@@ -273,6 +293,13 @@ impl Image {
         }
         // SAFETY: By the safety requirements of this function. Nobody waits for interrupts any more.
         unsafe { ffi::p2m_crash_quiesce() };
+        if let Some(table) = &mut self.device_table {
+            // SAFETY: By the safety requirements of this function. They may reach the window.
+            if !unsafe { table.switch() } {
+                // They may do so nevertheless.
+                pr_emerg!("an IOMMU doesn't say that it uses the new tables\n");
+            }
+        }
         // SAFETY: By the safety requirements of this function. The window is all that can be written,
         // and nobody has what is in it.
         let end = unsafe { self.engine.run() };
@@ -374,11 +401,18 @@ impl Notifier {
         NOTE_ADDRESS.store(note.address(), Ordering::Release);
         // SAFETY: It's called once.
         to_result(unsafe { ffi::p2m_crash_find_interrupts() })?;
-        // SAFETY: As above, and the function is there as long as the module.
-        let ret = unsafe { ffi::p2m_crash_start(panicked) };
+        // SAFETY: As above.
+        let mut ret = unsafe { ffi::p2m_crash_find_iommus() };
+        if ret == 0 {
+            // SAFETY: As above, and the function is there as long as the module.
+            ret = unsafe { ffi::p2m_crash_start(panicked) };
+        }
         if ret != 0 {
-            // SAFETY: They were found, and nobody uses them.
-            unsafe { ffi::p2m_crash_forget_interrupts() };
+            // SAFETY: Nobody uses what was found.
+            unsafe {
+                ffi::p2m_crash_forget_iommus();
+                ffi::p2m_crash_forget_interrupts();
+            }
         }
         to_result(ret)?;
         // INVARIANT: It was stored above.
@@ -391,6 +425,7 @@ impl Drop for Notifier {
         // SAFETY: It was started by `new()`. Nothing is loaded, as otherwise the module couldn't go.
         unsafe {
             ffi::p2m_crash_stop();
+            ffi::p2m_crash_forget_iommus();
             ffi::p2m_crash_forget_interrupts();
         }
         NOTE.store(ptr::null_mut(), Ordering::Release);
@@ -423,6 +458,7 @@ pub(crate) fn info(info: &mut abi::p2m_crash_info) -> Result {
     }
     info.out_note = NOTE_ADDRESS.load(Ordering::Acquire);
     info.out_note_size = PAGE_SIZE as u64;
+    info.out_nr_iommus = iommu::nr_iommus();
     // SAFETY: They have no requirements.
     unsafe {
         info.out_nr_levels = ffi::p2m_crash_nr_levels();

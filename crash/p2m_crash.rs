@@ -40,6 +40,7 @@ mod frames;
 mod image;
 #[path = "../rust/ioctl.rs"]
 mod ioctl;
+mod iommu;
 #[forbid(unsafe_code)]
 #[path = "../rust/pure/mod.rs"]
 pub mod pure;

@@ -69,6 +69,12 @@ int p2m_crash_find_interrupts(void);
 void p2m_crash_forget_interrupts(void);
 void p2m_crash_quiesce(void);
 
+/* iommu.c */
+int p2m_crash_find_iommus(void);
+void p2m_crash_forget_iommus(void);
+unsigned int p2m_crash_nr_iommus(void);
+bool p2m_crash_switch_iommus(u64 device_table, void *commands, u64 address);
+
 /* entry.S */
 void p2m_crash_capture(struct pt_regs *registers);
 void p2m_crash_svm_begin(u64 host_vmcb);

@@ -25,6 +25,10 @@ use crate::{
         Ram,
         LOW_END, //
     },
+    iommu::{
+        self,
+        AMD_IOMMU, //
+    },
     pure::{
         entry::{
             Entry,
@@ -356,6 +360,16 @@ struct Pool<'a> {
     next: &'a mut u64,
 }
 
+impl<'a> Pool<'a> {
+    fn new(window: &Window, next: &'a mut u64) -> Result<Self> {
+        let range = PfnRange::new(window.table_start(), window.nr_tables() as u64);
+        Ok(Self {
+            range: range.map_err(|_| EINVAL)?,
+            next,
+        })
+    }
+}
+
 impl TablePages for Pool<'_> {
     fn alloc(&mut self) -> Option<Pfn> {
         let pfn = self.range.nth(*self.next)?;
@@ -367,10 +381,12 @@ impl TablePages for Pool<'_> {
     fn free(&mut self, _: Pfn) {}
 }
 
-/// A window with its nested page tables.
+/// A window with its nested page tables, and those that devices use.
 pub(crate) struct NestedSpace {
     window: Window,
     space: Space,
+    /// What devices see: the window, and nothing else.
+    dma: Option<Space>,
     next_table: u64,
 }
 
@@ -387,7 +403,7 @@ const RW: u64 = bits::USER | bits::RW;
 impl NestedSpace {
     /// Makes the tables of a window, in which all pages that have frames are mapped by now. There
     /// are enough tables for the rest.
-    pub(crate) fn new(mut window: Window, ram: &Ram) -> Result<Self> {
+    pub(crate) fn new(mut window: Window, ram: &Ram, has_dma: bool) -> Result<Self> {
         // SAFETY: They have no requirements.
         let (nr_levels, has_gbpages, bits) = unsafe {
             (
@@ -409,18 +425,21 @@ impl NestedSpace {
             .checked_shl(bits.saturating_sub(PAGE_SHIFT))
             .ok_or(EINVAL)?
             .min(Pfn::LIMIT);
-        window.add_tables(nr_tables(&window, ram, end, has_gbpages))?;
+        let nr_tables = nr_tables(&window, ram, end, has_gbpages);
+        let nr_dma_tables = if has_dma { nr_dma_tables(&window) } else { 0 };
+        window.add_tables(nr_tables + nr_dma_tables)?;
 
         let mut next_table = 0;
-        let mut pool = Pool {
-            range: PfnRange::new(window.table_start(), window.nr_tables() as u64)
-                .map_err(|_| EINVAL)?,
-            next: &mut next_table,
-        };
+        let mut pool = Pool::new(&window, &mut next_table)?;
         let space = Space::new(&pv::P2M, format, &window, &mut pool)?;
+        let dma = match has_dma {
+            true => Some(Space::new(&AMD_IOMMU, iommu::FORMAT, &window, &mut pool)?),
+            false => None,
+        };
         let mut nested = Self {
             window,
             space,
+            dma,
             next_table,
         };
         nested.map_machine(ram, end)?;
@@ -433,11 +452,21 @@ impl NestedSpace {
         &self.window
     }
 
+    /// Returns the physical address of the root of a space.
+    fn root_of(&self, space: &Space) -> u64 {
+        let cr3 = space.root().get() << PAGE_SHIFT;
+        space.ops().write_cr3(&self.window, cr3);
+        self.window.cr3.get()
+    }
+
     /// Returns the physical address of the root.
     pub(crate) fn root(&mut self) -> u64 {
-        let cr3 = self.space.root().get() << PAGE_SHIFT;
-        self.space.ops().write_cr3(&self.window, cr3);
-        self.window.cr3.get()
+        self.root_of(&self.space)
+    }
+
+    /// Returns the physical address of the root of the tables that devices use, if there are any.
+    pub(crate) fn dma_root(&mut self) -> Option<u64> {
+        Some(self.root_of(self.dma.as_ref()?))
     }
 
     fn map(&mut self, first: u64, end: u64, flags: u64, max_level: usize) -> Result {
@@ -446,11 +475,7 @@ impl NestedSpace {
         }
         // OVERFLOW: `first` is smaller.
         let pfns = PfnRange::new(first, end - first).map_err(|_| EINVAL)?;
-        let tables = PfnRange::new(self.window.table_start(), self.window.nr_tables() as u64);
-        let mut pool = Pool {
-            range: tables.map_err(|_| EINVAL)?,
-            next: &mut self.next_table,
-        };
+        let mut pool = Pool::new(&self.window, &mut self.next_table)?;
         let space = &mut self.space;
         Ok(space.map(&self.window, &mut pool, first, pfns, flags, max_level)?)
     }
@@ -491,9 +516,12 @@ impl NestedSpace {
 
     /// Maps pages of the window.
     fn map_window(&mut self, first: usize, end: usize) -> Result {
-        let base = self.window.base.get();
-        // OVERFLOW: They are in the window.
-        self.map(base + first as u64, base + end as u64, RW, 0)
+        if first >= end {
+            return Ok(());
+        }
+        let mut pool = Pool::new(&self.window, &mut self.next_table)?;
+        let spaces = [Some(&mut self.space), self.dma.as_mut()];
+        map_pages(spaces, &self.window, &mut pool, first, end)
     }
 
     /// Gives all pages frames that are free, now that the kernel has panicked, and maps them. Returns
@@ -501,20 +529,38 @@ impl NestedSpace {
     ///
     /// It takes no lock and allocates nothing.
     pub(crate) fn fill(&mut self, frames: &mut impl Iterator<Item = Mfn>) -> Result<usize> {
-        let tables = PfnRange::new(self.window.table_start(), self.window.nr_tables() as u64);
-        let mut pool = Pool {
-            range: tables.map_err(|_| EINVAL)?,
-            next: &mut self.next_table,
-        };
-        let space = &mut self.space;
+        let mut pool = Pool::new(&self.window, &mut self.next_table)?;
+        let (space, dma) = (&mut self.space, &mut self.dma);
         self.window.fill(frames, |window, first, end| {
-            // OVERFLOW: They are in the window.
-            let first = window.base.get() + first as u64;
-            let end = window.base.get() + end as u64;
-            let pfns = PfnRange::new(first, end - first).map_err(|_| EINVAL)?;
-            Ok(space.map(window, &mut pool, first, pfns, RW, 0)?)
+            let spaces = [Some(&mut *space), dma.as_mut()];
+            map_pages(spaces, window, &mut pool, first, end)
         })
     }
+}
+
+/// Maps pages of a window in spaces.
+fn map_pages(
+    spaces: [Option<&mut Space>; 2],
+    window: &Window,
+    pool: &mut Pool<'_>,
+    first: usize,
+    end: usize,
+) -> Result {
+    // OVERFLOW: They are in the window, and `first` is smaller.
+    let start = window.base.get() + first as u64;
+    let pfns = PfnRange::new(start, (end - first) as u64).map_err(|_| EINVAL)?;
+    for space in spaces.into_iter().flatten() {
+        let flags = RW & space.format().leaf_flags;
+        space.map(window, pool, start, pfns, flags, 0)?;
+    }
+    Ok(())
+}
+
+/// Returns how many tables devices need at most: those of 4 levels, of which all but the lowest have
+/// one or two.
+fn nr_dma_tables(window: &Window) -> u64 {
+    // OVERFLOW: A small number.
+    (window.nr_pages() as u64).div_ceil(TABLE_WORDS as u64) + 8
 }
 
 /// Returns how many tables a window needs at most.

@@ -83,6 +83,8 @@
  *	that panics. It is empty until then.
  * @out_note_size: Its size in bytes.
  * @out_tsc_khz: Frequency of the time stamp counter, or 0.
+ * @out_nr_iommus: How many IOMMUs there are that P2M_CRASH_IOMMU can use.
+ * @__reserved: 0.
  *
  * Tells what the segments of a window have to say.
  */
@@ -95,6 +97,8 @@ struct p2m_crash_info {
 	__aligned_u64 out_note;
 	__aligned_u64 out_note_size;
 	__aligned_u64 out_tsc_khz;
+	__u32 out_nr_iommus;
+	__u32 __reserved;
 };
 
 #define P2M_CRASH_INFO _IO(P2M_CRASH_IOCTL_TYPE, P2M_CRASH_CMD_INFO)
@@ -116,11 +120,13 @@ struct p2m_crash_segment {
 
 /* Take all frames of the window now. */
 #define P2M_CRASH_HOLD_ALL 0x1
+/* Give devices the window, at the same addresses, and nothing else. */
+#define P2M_CRASH_IOMMU 0x2
 
 /**
  * struct p2m_crash_load - ioctl(P2M_CRASH_LOAD)
  * @size: sizeof(struct p2m_crash_load)
- * @flags: P2M_CRASH_HOLD_ALL or 0.
+ * @flags: P2M_CRASH_HOLD_ALL, P2M_CRASH_IOMMU.
  * @memory: Size of the window in bytes, a multiple of the page size.
  * @min_memory: With fewer bytes of it, from its beginning on, the crash kernel isn't
  *	entered. All segments are below.
@@ -143,7 +149,8 @@ struct p2m_crash_segment {
  *
  * Additional errors:
  *
- *  - EOPNOTSUPP: also if there can't be a crash kernel, as P2M_CRASH_INFO tells.
+ *  - EOPNOTSUPP: also if there can't be a crash kernel, as P2M_CRASH_INFO tells, or
+ *    no IOMMU.
  *  - EPERM: also if the kernel is locked down.
  *  - ENOMEM: also if too little memory is free for the crash kernel to get
  *    @min_memory.
@@ -188,7 +195,8 @@ struct p2m_crash_unload {
  * @flags: Must be 0.
  * @out_loaded: 1 if a crash kernel is loaded, else 0; then the rest is 0, except
  *	@out_free.
- * @__reserved: 0.
+ * @out_flags: Those that it was loaded with. P2M_CRASH_HOLD_ALL if all of the window
+ *	has frames.
  * @out_base: The address at which the window begins.
  * @out_memory: Size of the window in bytes.
  * @out_min_memory: What the crash kernel isn't entered with less than.
@@ -201,7 +209,7 @@ struct p2m_crash_status {
 	__u32 size;
 	__u32 flags;
 	__u32 out_loaded;
-	__u32 __reserved;
+	__u32 out_flags;
 	__aligned_u64 out_base;
 	__aligned_u64 out_memory;
 	__aligned_u64 out_min_memory;
