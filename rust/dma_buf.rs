@@ -134,6 +134,9 @@ pub(crate) fn export(domain: &Domain, command: &mut abi::p2m_dma_buf_export) -> 
     {
         return Err(EINVAL);
     }
+    if command.fd_flags & bindings::O_ACCMODE != bindings::O_RDONLY && !domain.is_writable() {
+        return Err(EACCES);
+    }
     let range = abi::range(command.start_pfn, command.nr_pages)?;
     if !is_supported() {
         return Err(EOPNOTSUPP);

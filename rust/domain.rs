@@ -261,6 +261,8 @@ pub(crate) struct Domain {
     maps: Maps,
     /// The opener may know machine frame numbers, as with pagemap.
     sees_mfns: bool,
+    /// The descriptor was opened for writing.
+    is_writable: bool,
     nr_faults: Atomic<u64>,
     nr_fault_pages: Atomic<u64>,
     counters: Counters,
@@ -304,6 +306,7 @@ impl Domain {
                 store,
                 maps,
                 sees_mfns,
+                is_writable: file.flags() & bindings::O_ACCMODE != bindings::O_RDONLY,
                 nr_faults: Atomic::new(0),
                 nr_fault_pages: Atomic::new(0),
                 counters: Counters::new(),
@@ -336,6 +339,12 @@ impl Domain {
     /// Returns whether the opener may know machine frame numbers.
     pub(crate) fn sees_mfns(&self) -> bool {
         self.sees_mfns
+    }
+
+    /// Returns whether the descriptor was opened for writing: without that, nobody gets memory of
+    /// the domain to write to.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.is_writable
     }
 
     /// Returns the address space that the domain is mapped through.

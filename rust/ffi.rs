@@ -20,6 +20,7 @@ extern "C" {
     pub(crate) fn p2m_page_mapcount(page: *mut bindings::page) -> c_int;
     pub(crate) fn p2m_get_page(page: *mut bindings::page);
     pub(crate) fn p2m_is_no_memory(start: u64, size: u64) -> bool;
+    pub(crate) fn p2m_is_locked_down() -> bool;
     pub(crate) fn p2m_max_pfn() -> c_ulong;
     pub(crate) fn p2m_totalram_pages() -> c_ulong;
     pub(crate) fn p2m_numa_mem_id() -> c_int;

@@ -126,6 +126,9 @@ impl Drop for Charge {
     }
 }
 
+/// How many runs of a node are looked at for one below a limit.
+const NODE_TRIES: u32 = 64;
+
 /// The page allocator as a source of frames.
 ///
 /// A frame that it gave is in use until it's freed, with a reference count of its own. There is a
@@ -545,8 +548,10 @@ impl Filtered {
         if self.injection.should_fail() {
             return None;
         }
+        let mut nr_tries = 0;
         loop {
             let first = Source.alloc_run_in(nr, zone_below(end), self.origin.node)?;
+            nr_tries += 1;
             // OVERFLOW: An MFN is below `Mfn::LIMIT`, and so is the end of a run.
             let is_in_range = start <= first.get() && first.get() + nr as u64 <= end;
             if is_in_range && !self.exclusions.has_any(first, nr as u64) {
@@ -554,6 +559,8 @@ impl Filtered {
             }
             // Another one may be. But each that is kept makes it less likely.
             let mut goes_on = nr <= 1 << Source::MAX_ORDER;
+            // For a node, each is cleared by migration, which takes long.
+            goes_on &= self.origin.node.is_none() || nr_tries < NODE_TRIES;
             for mfn in (0..nr as u64).map_while(|index| first.checked_add(index)) {
                 if goes_on {
                     goes_on = self.refuse(mfn, 0).is_some();

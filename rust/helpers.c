@@ -13,6 +13,7 @@
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/user.h>
+#include <linux/security.h>
 #include <linux/topology.h>
 
 #include "helpers.h"
@@ -51,6 +52,12 @@ bool p2m_is_no_memory(u64 start, u64 size)
 {
 	return region_intersects(start, size, IORESOURCE_SYSTEM_RAM,
 				 IORES_DESC_NONE) == REGION_DISJOINT;
+}
+
+/* What reaches around the kernel's own memory management is as /dev/mem. */
+bool p2m_is_locked_down(void)
+{
+	return security_locked_down(LOCKDOWN_DEV_MEM);
 }
 
 /* max_pfn is not exported. */

@@ -20,6 +20,7 @@ int p2m_page_count(const struct page *page);
 int p2m_page_mapcount(struct page *page);
 void p2m_get_page(struct page *page);
 bool p2m_is_no_memory(u64 start, u64 size);
+bool p2m_is_locked_down(void);
 unsigned long p2m_max_pfn(void);
 unsigned long p2m_totalram_pages(void);
 int p2m_numa_mem_id(void);

@@ -22,6 +22,7 @@ use crate::{
         Moved,
         BATCH, //
     },
+    ffi,
     frames,
     pure::{
         frame::{
@@ -146,6 +147,10 @@ pub(crate) fn contiguous(domain: &Domain, command: &mut abi::p2m_contiguous) -> 
     command.out_busy_pfn = crate::pure::entry::INVALID;
     if command.order > MAX_ORDER || command.address_bits > 64 {
         return Err(EINVAL);
+    }
+    // It's about where frames are, and what doesn't fit is kept until one is found that does.
+    if command.address_bits != 0 && !domain.sees_mfns() {
+        return Err(EPERM);
     }
     let range = abi::range(command.start_pfn, 1 << command.order)?;
     let limit = match command
@@ -283,6 +288,10 @@ pub(crate) fn make_identity(domain: &Domain, command: &mut abi::p2m_identity) ->
     if !unsafe { bindings::capable(bindings::CAP_SYS_RAWIO as c_int) } {
         return Err(EPERM);
     }
+    // SAFETY: It has no requirements.
+    if unsafe { ffi::p2m_is_locked_down() } {
+        return Err(EPERM);
+    }
     let next = &mut command.out_next_pfn;
     for_batches(command.start_pfn, command.nr_pages, next, |batch| {
         domain.make_identity(batch)
@@ -306,6 +315,10 @@ impl Lender {
         // What is its own is not foreign.
         if core::ptr::eq(lender.domain(), borrower) {
             return Err(EINVAL);
+        }
+        // The borrower may write to what it gets.
+        if !lender.domain().is_writable() {
+            return Err(EACCES);
         }
         Ok(lender)
     }

@@ -221,7 +221,11 @@ impl Spaces {
         if claims.has_any(store, pool) {
             return Err(EEXIST);
         }
-        let number = self.next;
+        // It comes round in the end.
+        let mut number = self.next;
+        while self.list.get(&number).is_some() {
+            number = number.wrapping_add(1).max(1);
+        }
         let injection = domain.injection();
         let result = self.claim(domain, pool).and_then(|()| {
             injection.check(ENOMEM)?;
@@ -240,7 +244,7 @@ impl Spaces {
         match result {
             Ok(root) => {
                 self.nr += 1;
-                self.next = self.next.wrapping_add(1).max(1);
+                self.next = number.wrapping_add(1).max(1);
                 Ok((number, root))
             }
             Err(error) => {
@@ -493,6 +497,10 @@ impl Machine for Host<'_> {
 
     fn unprotect(&self, pfn: Pfn) {
         let _views = self.domain.mapping().lock();
+        // The owner may read it from now on, but machine frame numbers are not for every owner.
+        if let Some(table) = self.page(pfn) {
+            table.fill(0);
+        }
         self.set_claim(pfn, claim::TABLE);
     }
 

@@ -22,6 +22,7 @@ use crate::{
         Access, //
     },
     domain::Domain,
+    ffi,
     pure::{
         frame::{
             Mfn,
@@ -332,7 +333,14 @@ pub(crate) fn access(domain: &Domain, command: &mut abi::p2m_space_access) -> Re
     if !may || !domain.sees_mfns() {
         return Err(EPERM);
     }
+    // SAFETY: It has no requirements.
+    if unsafe { ffi::p2m_is_locked_down() } {
+        return Err(EPERM);
+    }
     check_zero(command.__reserved)?;
+    if command.op == abi::P2M_ACCESS_WRITE && !domain.is_writable() {
+        return Err(EACCES);
+    }
     if command.op > abi::P2M_ACCESS_CHECKSUM
         || command.nr_words == 0
         || command.nr_words > abi::P2M_MAX_ACCESS_WORDS

@@ -323,6 +323,32 @@ TEST_F(cgroup, pages_are_charged_to_it)
 	ASSERT_EQ(0, close(fd));
 }
 
+/* Tables cost much more than pages where pages are far from each other. */
+TEST_F(cgroup, tables_are_charged_to_it)
+{
+	const __u64 nr = 2048;
+	__u64 before, after, tables, pfn;
+	struct p2m_stat stat;
+	int fd;
+
+	before = cgroup_number(self, "memory.current", NULL);
+	fd = p2m_open();
+	ASSERT_LE(0, fd);
+	for (pfn = 0; pfn < nr; pfn++) {
+		test_cmd_region_create_fixed(fd, P2M_POLICY_ANY, 1, 0,
+					     pfn * 512);
+	}
+	test_cmd_stat(fd, &stat);
+	tables = stat.out_p2m_tables + stat.out_m2p_tables;
+	ASSERT_LE(nr, tables);
+	after = cgroup_number(self, "memory.current", NULL);
+	/* Each processor has a few in stock. */
+	EXPECT_LE(before + (nr + tables) * P2M_PAGE_SIZE, after + (1 << 20))
+		TH_LOG("%llu tables, %llu bytes before, %llu with", tables,
+		       before, after);
+	ASSERT_EQ(0, close(fd));
+}
+
 TEST_F(cgroup, machine_run_is_charged_to_it)
 {
 	__u64 base = 0;

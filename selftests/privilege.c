@@ -8,6 +8,7 @@
  * descriptor that somebody else opened.
  */
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -297,6 +298,315 @@ TEST_F(opener, all_else_works)
 	test_cmd_region_destroy(self->fd, BASE_PFN);
 	EXPECT_EQ(SIGBUS, touch_read(mem));
 	test_err_region_create_fixed(EEXIST, self->fd, P2M_POLICY_ANY, 1, 0, 63);
+}
+
+static int make_contiguous(int fd, __u32 address_bits)
+{
+	struct p2m_contiguous cmd = {
+		.size = sizeof(cmd),
+		.start_pfn = BASE_PFN,
+		.order = 2,
+		.address_bits = address_bits,
+	};
+
+	return ioctl(fd, P2M_CONTIGUOUS, &cmd);
+}
+
+/*
+ * What asks for frames by their numbers tells something about them. It could have
+ * the machine searched for them, too.
+ */
+TEST_F(opener, bounds_of_addresses_are_about_frames)
+{
+	int expected = variant->sees_mfns ? 0 : -1;
+
+	ASSERT_EQ(0, make_contiguous(self->fd, 0));
+	EXPECT_EQ(expected, make_contiguous(self->fd, 52));
+	if (expected) {
+		EXPECT_EQ(EPERM, errno);
+	}
+	/* Not even whether it's possible. */
+	EXPECT_EQ(-1, make_contiguous(self->fd, 12));
+	EXPECT_EQ(variant->sees_mfns ? EADDRNOTAVAIL : EPERM, errno);
+}
+
+static int evacuate(int fd)
+{
+	struct p2m_evacuate cmd = { .size = sizeof(cmd), .nr_frames = 1 };
+
+	return ioctl(fd, P2M_EVACUATE, &cmd);
+}
+
+static int identity(int fd)
+{
+	/* The I/O APIC, which is no memory on any PC. */
+	struct p2m_identity cmd = {
+		.size = sizeof(cmd),
+		.start_pfn = 0xfec00,
+		.nr_pages = 1,
+	};
+
+	return ioctl(fd, P2M_IDENTITY, &cmd);
+}
+
+static int access_by_processor(int fd)
+{
+	struct p2m_space_access cmd = { .size = sizeof(cmd), .nr_words = 1,
+					.op = P2M_ACCESS_CHECKSUM };
+
+	return ioctl(fd, P2M_SPACE_ACCESS, &cmd);
+}
+
+static int write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	ssize_t ret = fd < 0 ? -1 : write(fd, text, strlen(text));
+
+	if (fd >= 0)
+		close(fd);
+	return ret == (ssize_t)strlen(text) ? 0 : -1;
+}
+
+/* It has all capabilities there, but none that count. */
+TEST(root_of_a_user_namespace_is_nobody)
+{
+	struct p2m_info info;
+	__u64 base;
+	int fd;
+
+	if (access(P2M_DEVICE, F_OK) || geteuid())
+		SKIP(return, "no " P2M_DEVICE ", or not root");
+	if (unshare(CLONE_NEWUSER))
+		SKIP(return, "no user namespaces");
+	ASSERT_EQ(0, write_file("/proc/self/uid_map", "0 0 1"));
+	ASSERT_EQ(0, geteuid());
+	fd = p2m_open();
+	ASSERT_LE(0, fd);
+	test_cmd_info(fd, &info);
+	EXPECT_FALSE(info.out_features & P2M_FEATURE_MFN_VISIBLE);
+	EXPECT_EQ(0, info.out_max_mfn);
+	EXPECT_EQ(MAP_FAILED, map_window(fd, P2M_OFFSET_M2P, P2M_PAGE_SIZE));
+	EXPECT_ERRNO(EPERM, evacuate(fd));
+	EXPECT_ERRNO(EPERM, identity(fd));
+	EXPECT_ERRNO(EPERM, access_by_processor(fd));
+	test_cmd_region_create(fd, P2M_POLICY_SCATTER, 16, 0, &base);
+	EXPECT_EQ(0, pfn_to_entry(fd, base));
+	close(fd);
+}
+
+/*
+ * A domain whose descriptor is only for reading can be handed to somebody who is to
+ * see memory, but not to change it.
+ */
+TEST(read_only_descriptor_gives_no_memory_to_write_to)
+{
+	__u64 pfn = 0;
+	__s32 error = 0;
+	struct p2m_foreign_map foreign = {
+		.size = sizeof(foreign),
+		.nr = 1,
+		.start_pfn = 16,
+		.frames = (uintptr_t)&pfn,
+		.errors = (uintptr_t)&error,
+	};
+	struct p2m_dma_buf_export export = {
+		.size = sizeof(export),
+		.nr_pages = 1,
+		.fd_flags = O_RDWR | O_CLOEXEC,
+	};
+	struct p2m_space_access write = {
+		.size = sizeof(write),
+		.op = P2M_ACCESS_WRITE,
+		.nr_words = 1,
+	};
+	struct p2m_region_create create = {
+		.size = sizeof(create),
+		.flags = P2M_REGION_FIXED | P2M_REGION_ON_DEMAND,
+		.nr_pages = 1,
+		.base_pfn = 16,
+	};
+	struct p2m_info info;
+	int ro, rw;
+
+	ro = open(P2M_DEVICE, O_RDONLY | O_CLOEXEC);
+	if (ro < 0)
+		SKIP(return, "cannot open " P2M_DEVICE);
+	rw = p2m_open();
+	ASSERT_LE(0, rw);
+	test_cmd_info(ro, &info);
+	test_cmd_region_create_fixed(ro, P2M_POLICY_ANY, 1, 0, 0);
+	ASSERT_EQ(0, ioctl(rw, P2M_REGION_CREATE, &create));
+
+	/* Not by a mapping, and not by somebody else's. */
+	EXPECT_EQ(MAP_FAILED, map_pages(ro, 0, 1));
+	EXPECT_EQ(EACCES, errno);
+	foreign.fd = ro;
+	EXPECT_ERRNO(EACCES, ioctl(rw, P2M_FOREIGN_MAP, &foreign));
+	EXPECT_EQ(P2M_ENTRY_INVALID, pfn_to_entry(rw, 16));
+	if (info.out_features & P2M_FEATURE_DMA_BUF) {
+		EXPECT_ERRNO(EACCES, ioctl(ro, P2M_DMA_BUF_EXPORT, &export));
+		export.fd_flags = O_RDONLY | O_CLOEXEC;
+		ASSERT_EQ(0, ioctl(ro, P2M_DMA_BUF_EXPORT, &export));
+		EXPECT_EQ(MAP_FAILED, mmap(NULL, P2M_PAGE_SIZE, PROT_WRITE,
+					   MAP_SHARED, export.out_fd, 0));
+		close(export.out_fd);
+	}
+	if (!geteuid()) {
+		EXPECT_ERRNO(EACCES, ioctl(ro, P2M_SPACE_ACCESS, &write));
+	}
+	close(rw);
+	close(ro);
+}
+
+/* Page tables may name frames that are somebody else's, or no memory. */
+TEST(processor_reaches_frames_of_the_domain_only)
+{
+	enum { POOL, OWN = 16, FOREIGN, IO_APIC = 0xfec00 };
+	static const __u64 pfns[] = { OWN, FOREIGN, IO_APIC };
+	__u64 pfn = 0;
+	__s32 error = 0;
+	struct p2m_foreign_map foreign = {
+		.size = sizeof(foreign),
+		.nr = 1,
+		.start_pfn = FOREIGN,
+		.frames = (uintptr_t)&pfn,
+		.errors = (uintptr_t)&error,
+	};
+	struct p2m_region_create create = {
+		.size = sizeof(create),
+		.flags = P2M_REGION_FIXED | P2M_REGION_ON_DEMAND,
+		.nr_pages = 1,
+	};
+	struct p2m_space_create space = {
+		.size = sizeof(space),
+		.backend = "p2m",
+		.nr_levels = 4,
+		.pool_pfn = POOL,
+		.pool_pages = OWN,
+	};
+	struct p2m_space_map map = {
+		.size = sizeof(map),
+		.nr_pages = 1,
+		.pte_flags = P2M_PTE_RW,
+	};
+	struct p2m_space_access cmd = {
+		.size = sizeof(cmd),
+		.op = P2M_ACCESS_CHECKSUM,
+		.nr_words = 1,
+	};
+	struct p2m_info info;
+	int fd, lender;
+	size_t i;
+
+	fd = p2m_open();
+	lender = p2m_open();
+	if (fd < 0 || lender < 0 || geteuid())
+		SKIP(return, "no " P2M_DEVICE ", or not root");
+	test_cmd_info(fd, &info);
+	if (!(info.out_features & P2M_FEATURE_CPU_ACCESS))
+		SKIP(return, "this processor can't be asked");
+	test_cmd_region_create_fixed(lender, P2M_POLICY_ANY, 1, 0, 0);
+	test_cmd_region_create_fixed(fd, P2M_POLICY_ANY, FOREIGN, 0, 0);
+	create.base_pfn = FOREIGN;
+	ASSERT_EQ(0, ioctl(fd, P2M_REGION_CREATE, &create));
+	create.base_pfn = IO_APIC;
+	ASSERT_EQ(0, ioctl(fd, P2M_REGION_CREATE, &create));
+	foreign.fd = lender;
+	ASSERT_EQ(0, ioctl(fd, P2M_FOREIGN_MAP, &foreign));
+	ASSERT_EQ(1, foreign.out_nr);
+	ASSERT_EQ(0, identity(fd));
+
+	ASSERT_EQ(0, ioctl(fd, P2M_SPACE_CREATE, &space));
+	cmd.space = map.space = space.out_space;
+	for (i = 0; i < ARRAY_LEN(pfns); i++) {
+		map.pfn = pfns[i];
+		map.address = i * P2M_PAGE_SIZE;
+		ASSERT_EQ(0, ioctl(fd, P2M_SPACE_MAP, &map));
+		cmd.address = map.address;
+		if (pfns[i] == OWN) {
+			ASSERT_EQ(0, ioctl(fd, P2M_SPACE_ACCESS, &cmd));
+			EXPECT_EQ(1, cmd.out_words);
+		} else {
+			EXPECT_ERRNO(EUCLEAN,
+				     ioctl(fd, P2M_SPACE_ACCESS, &cmd));
+		}
+	}
+	close(fd);
+	close(lender);
+}
+
+#define FDINFO_SIZE 2048
+
+/* What fdinfo says of a domain, less what is about the file and the number of it. */
+static int fdinfo_read(int fd, char *text)
+{
+	char line[256], path[64];
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	file = fopen(path, "r");
+	if (!file)
+		return -1;
+	*text = '\0';
+	while (fgets(line, sizeof(line), file)) {
+		if (strncmp(line, "p2m-", 4) ||
+		    !strncmp(line, "p2m-domain:", 11) ||
+		    !strncmp(line, "p2m-m2p-tables:", 15))
+			continue;
+		if (strlen(text) + strlen(line) < FDINFO_SIZE)
+			strcat(text, line);
+	}
+	fclose(file);
+	return 0;
+}
+
+/*
+ * Domains that had the same done to them look alike, whatever their frames are. Only
+ * the tables of the M2P are as many as the frames are far apart.
+ */
+TEST(fdinfo_does_not_depend_on_frames)
+{
+	char texts[2][FDINFO_SIZE];
+	char *mem;
+	int i, fd;
+
+	for (i = 0; i < 2; i++) {
+		fd = p2m_open();
+		if (fd < 0)
+			SKIP(return, "cannot open " P2M_DEVICE);
+		/* One is low, the other one goes up to the end of memory. */
+		test_cmd_region_create_fixed(fd, i ? P2M_POLICY_SCATTER :
+						     P2M_POLICY_CONTIGUOUS,
+					     NR_PAGES, 0, BASE_PFN);
+		mem = map_pages(fd, BASE_PFN, NR_PAGES);
+		ASSERT_NE(MAP_FAILED, mem);
+		ASSERT_EQ(0, touch_read(mem));
+		ASSERT_EQ(0, make_contiguous(fd, 0));
+		ASSERT_EQ(0, fdinfo_read(fd, texts[i]));
+		munmap(mem, LEN);
+		close(fd);
+	}
+	EXPECT_NE(0, strlen(texts[0]));
+	EXPECT_STREQ(texts[0], texts[1]);
+}
+
+/* Tracepoints tell of frames, and what is in debugfs tells of all domains. */
+TEST(tracing_is_not_for_everybody)
+{
+	static const char *const paths[] = {
+		"/sys/kernel/tracing/events/p2m/p2m_change/enable",
+		"/sys/kernel/tracing/trace",
+		"/sys/kernel/debug/p2m/stat",
+	};
+	size_t i;
+
+	if (access(P2M_DEVICE, F_OK) || geteuid())
+		SKIP(return, "no " P2M_DEVICE ", or not root");
+	if (access(paths[0], R_OK))
+		SKIP(return, "no tracefs");
+	ASSERT_EQ(0, drop_privileges());
+	for (i = 0; i < ARRAY_LEN(paths); i++)
+		EXPECT_NE(0, access(paths[i], R_OK)) TH_LOG("path %zu", i);
 }
 
 TEST_HARNESS_MAIN

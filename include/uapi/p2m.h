@@ -821,7 +821,9 @@ struct p2m_space_list {
  * If processor and space have another number of levels, only addresses below 2^47
  * can be accessed.
  *
- *  - EPERM: the caller, or the opener, has no CAP_SYS_ADMIN.
+ *  - EPERM: the caller, or the opener, has no CAP_SYS_ADMIN, or the kernel is
+ *    locked down.
+ *  - EACCES: P2M_ACCESS_WRITE, and the descriptor wasn't opened for writing.
  *  - EOPNOTSUPP: not with this backend, or not on this machine. The kernel log
  *    says why.
  *  - ERANGE: not all of the words are at addresses that can be accessed.
@@ -985,7 +987,7 @@ struct p2m_evacuate {
  * @start_pfn: First PFN.
  * @order: log2 of the number of pages, at most 18.
  * @address_bits: All machine addresses shall have at most so many bits. 0 for any
- *                number of them.
+ *                number of them; else it needs an opener with CAP_SYS_ADMIN.
  * @out_busy_pfn: After EBUSY the first page that can't be moved.
  *
  * Gives pages frames that follow each other, with the same contents; the first
@@ -1149,6 +1151,7 @@ struct p2m_fail_nth {
  * emptied. A slot that fails doesn't keep others from being filled.
  *
  *  - EBADF, EINVAL: @fd is none, or not of another domain.
+ *  - EACCES: @fd wasn't opened for writing.
  *
  * Of a slot:
  *
@@ -1204,7 +1207,7 @@ struct p2m_foreign_unmap {
  * numbers, as P2M_ENTRY_IDENTITY. They are for page tables: a mapping doesn't show
  * them. P2M_RELEASE takes them away.
  *
- *  - EPERM: the caller has no CAP_SYS_RAWIO.
+ *  - EPERM: the caller has no CAP_SYS_RAWIO, or the kernel is locked down.
  *  - EINVAL: some of the machine frames are memory.
  *  - EEXIST: something is at one of the PFNs.
  *  - ENOENT: one of the PFNs is in no region.
@@ -1332,6 +1335,8 @@ struct p2m_dma_plan {
  *  - ENOENT: a PFN of the range is in no region.
  *  - EFAULT: a page of the range isn't populated, is a table of a space, or is no
  *    memory.
+ *  - EACCES: @fd_flags ask for writing, and the domain's descriptor wasn't opened
+ *    for it.
  *  - EMFILE: too many descriptors.
  */
 struct p2m_dma_buf_export {
