@@ -7,7 +7,9 @@ use std::ops::Range;
 use std::os::raw::c_void;
 
 use rustix::mm::{self, MapFlags, ProtFlags};
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{
+    GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+};
 
 use crate::balloon::Pages;
 use crate::error::Error;
@@ -68,9 +70,12 @@ impl<K> Memory<K> {
         &self.memory
     }
 
-    /// Returns what keeps it mapped.
-    pub fn keep(&self) -> &K {
-        &self.keep
+    /// Returns where its pieces are mapped: the address, and the size in bytes.
+    pub fn mapped(&self) -> Vec<(usize, usize)> {
+        self.memory
+            .iter()
+            .map(|region| (region.as_ptr() as usize, region.len() as usize))
+            .collect()
     }
 }
 

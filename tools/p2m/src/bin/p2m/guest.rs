@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
-use p2m::{Access, Domain, Mapping, Pfn, Policy, Populate, Region};
+use p2m::{Access, Domain, Mapping, Pagemap, Pfn, Policy, Populate, Region};
 use p2m_guest::{Console, Ending, Guest, How, Hypervisor, Memory, tables};
 use p2m_loader::{Images, Kernel, Loaded, ReadBack, Segment, read_back};
 use serde::Serialize;
@@ -385,9 +385,10 @@ struct RunReport {
     load_seconds: f64,
     /// From the first instruction to the end.
     run_seconds: f64,
-    /// Pages with a frame, and pages of tables, at the end: not of anonymous memory.
-    frames: Option<u64>,
-    table_pages: Option<u64>,
+    /// Pages with a frame at the end.
+    frames: u64,
+    /// Pages that the tables of the domain take.
+    table_pages: u64,
 }
 
 /// When things were done.
@@ -459,7 +460,7 @@ fn run_in<'a, K, P: p2m_guest::Pages + 'a>(
     drop(console);
     let ending = ending?;
     if let Some(path) = &what.report {
-        report(path, opened.memory_bytes, &times, ending, domain)
+        report(path, opened.memory_bytes, &times, ending, memory, domain)
             .with_context(|| format!("cannot write the report to {}", path.display()))?;
     }
     Ok(status(ending))
@@ -482,15 +483,22 @@ fn status(ending: Ending) -> u8 {
     }
 }
 
-fn report(
+fn report<K>(
     path: &Path,
     memory_bytes: u64,
     times: &Times,
     ending: Ending,
+    memory: &Memory<K>,
     domain: Option<&Domain>,
 ) -> Result<()> {
     let run = times.start.elapsed() - times.memory - times.load;
-    let stat = domain.map(Domain::stat).transpose()?;
+    let (frames, table_pages) = match domain {
+        Some(domain) => {
+            let stat = domain.stat()?;
+            (stat.frames, stat.p2m_tables + stat.m2p_tables)
+        }
+        None => (present(memory)?, 0),
+    };
     let report = RunReport {
         memory: if domain.is_some() { "p2m" } else { "anonymous" },
         memory_bytes,
@@ -503,11 +511,22 @@ fn report(
         memory_seconds: times.memory.as_secs_f64(),
         load_seconds: times.load.as_secs_f64(),
         run_seconds: run.as_secs_f64(),
-        frames: stat.as_ref().map(|stat| stat.frames),
-        table_pages: stat.map(|stat| stat.p2m_tables + stat.m2p_tables),
+        frames,
+        table_pages,
     };
     json(&mut File::create(path)?, &report)?;
     Ok(())
+}
+
+/// Returns how many pages of memory are there by the pagemap.
+fn present<K>(memory: &Memory<K>) -> Result<u64> {
+    let pagemap = Pagemap::of_self()?;
+    let mut present = 0;
+    for (address, bytes) in memory.mapped() {
+        let frames = pagemap.frames(address, bytes / PAGE_BYTES as usize)?;
+        present += frames.iter().flatten().count() as u64;
+    }
+    Ok(present)
 }
 
 #[cfg(test)]
