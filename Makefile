@@ -15,6 +15,8 @@ p2m: a pseudo-physical to machine mapping, as a kernel module in Rust
 
   make run        build, boot a guest, load the module and show what it does
   make test       run all tests, on the host and in a guest
+  make fuzz       a long run of the fuzzer of system calls: FUZZ='--ops N --seed N',
+                  or FUZZ='--replay build/fuzz.list' for the last list of calls
   make check      formatting, lints and warnings
   make shell      a guest with the module loaded and p2m in the PATH
   make module     build the module      (tools, selftests: these)
@@ -36,6 +38,13 @@ run: module tools
 test: module tools selftests
 	@qemu/test
 
+# Ten million calls, unless FUZZ says otherwise. The last list stays where it is found
+# when the kernel is no more.
+FUZZ ?= --ops 10000000
+fuzz: module selftests
+	@qemu/guest --log fuzz --timeout 86400 -- qemu/with-module \
+		build/selftests/fuzz --record build/fuzz.list $(FUZZ)
+
 check:
 	@qemu/enter qemu/check
 
@@ -51,5 +60,5 @@ clean:
 update:
 	@qemu/update
 
-.PHONY: help run test check shell module tools selftests clean update
+.PHONY: help run test fuzz check shell module tools selftests clean update
 endif
