@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Measures p2m side by side with what people use today.
+
+mod arena;
+mod guest;
+mod host;
+mod paging;
+mod plot;
+mod race;
+mod report;
+mod sys;
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+use report::{Part, Report};
+
+/// Measures p2m side by side with what people use today.
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure the pure code, here.
+    Host {
+        /// Where the results go.
+        file: PathBuf,
+    },
+    /// Measure the module, which has to be loaded. It changes settings of the kernel: for guests.
+    Guest {
+        /// Where the results go.
+        file: PathBuf,
+    },
+    /// Make a table and a plot of `host.json` and `guest.json`, which need not be there.
+    Report {
+        /// Where they are.
+        directory: PathBuf,
+    },
+}
+
+fn main() -> Result<()> {
+    match Args::parse().command {
+        Command::Host { file } => host::measure().write(&file),
+        Command::Guest { file } => guest::measure()?.write(&file),
+        Command::Report { directory } => {
+            let guest = directory.join("guest.json");
+            let report = Report {
+                host: Part::read(&directory.join("host.json"))?,
+                guest: guest.exists().then(|| Part::read(&guest)).transpose()?,
+            };
+            let write = |name: &str, text: &str| {
+                let path = directory.join(name);
+                fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+            };
+            let table = report.markdown()?;
+            write("bench.json", &serde_json::to_string_pretty(&report)?)?;
+            write("bench.md", &table)?;
+            plot::write(&report, &directory.join("bench.png"))?;
+            print!("{table}");
+            Ok(())
+        }
+    }
+}
