@@ -45,6 +45,8 @@ mod ffi;
 mod frames;
 mod inject;
 mod ioctl;
+#[cfg(CONFIG_KUNIT)]
+mod kunit;
 mod live_commands;
 mod mapping;
 #[forbid(unsafe_code)]
