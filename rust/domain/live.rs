@@ -321,7 +321,6 @@ impl Domain {
             }
         }
         let mut span: Option<(Mfn, Mfn)> = None;
-        let mut result = Ok(());
         for &pfn in pfns {
             let Some(old) = self.maps.lookup(&self.store, pfn).owned() else {
                 continue;
@@ -338,12 +337,9 @@ impl Domain {
             // was taken out of all mappings, and nobody has pinned it.
             unsafe { Source::copy(old, new) };
             let entry = Entry::Present(new);
-            let maps = &self.maps;
-            let set = maps.set_without_pruning(writer, &self.store, &views, pfn, entry);
-            if let Err(error) = set {
+            if let Err(error) = self.maps.set(writer, &self.store, &views, pfn, entry) {
                 candidates.put(new);
-                result = Err(error.into());
-                break;
+                return Err(error.into());
             }
             self.maps
                 .drop_guards(writer, &self.store, &views, old, |mfn| Source.free(mfn));
@@ -355,7 +351,7 @@ impl Domain {
         if let Some(span) = span {
             self.maps.prune_frames(writer, &self.store, &views, span);
         }
-        result.map(|()| moved)
+        Ok(moved)
     }
 
     /// Returns whether a page that was taken out of all mappings can get another frame.
