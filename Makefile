@@ -17,13 +17,14 @@ p2m: a pseudo-physical to machine mapping, as a kernel module in Rust
   make test       run all tests, on the host and in a guest
   make fuzz       a long run of the fuzzer of system calls: FUZZ='--ops N --seed N',
                   or FUZZ='--replay build/fuzz.list' for the last list of calls
+  make test-debug run those of the guest on a debug kernel, that is built first
   make check      formatting, lints and warnings
   make shell      a guest with the module loaded and p2m in the PATH
   make module     build the module      (tools, selftests: these)
   make clean      remove build/
   make update     have the next build use the newest packages and kernel
 
-  KERNEL=7.3|7.2  the series of the stock Debian kernel to use
+  KERNEL=7.3|7.2  the series of the stock Debian kernel to use (debug: see above)
   P2M_CACHE=DIR   where the Debian root and the kernel tree are kept
   KDIR=DIR        build natively (default: the module) for a prepared kernel tree
 endef
@@ -37,6 +38,10 @@ run: module tools
 
 test: module tools selftests
 	@qemu/test
+
+# The modules, the kernel and the guest all follow KERNEL.
+test-debug:
+	@$(MAKE) KERNEL=debug test
 
 # Ten million calls, unless FUZZ says otherwise. The last list stays where it is found
 # when the kernel is no more.
@@ -60,5 +65,5 @@ clean:
 update:
 	@qemu/update
 
-.PHONY: help run test fuzz check shell module tools selftests clean update
+.PHONY: help run test test-debug fuzz check shell module tools selftests clean update
 endif

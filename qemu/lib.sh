@@ -17,6 +17,11 @@ build=$top/build
 supported=(7.3 7.2)
 declare -A suite_of=([7.3]=trixie [7.2]=forky)
 
+# The series to use: the first one that is in the archive. The debug kernel is
+# built from the source of that one.
+wanted=("${supported[@]}")
+[[ ${KERNEL:-debug} == debug ]] || wanted=("$KERNEL")
+
 die() {
 	printf 'p2m: %s\n' "$*" >&2
 	exit 1
@@ -147,26 +152,48 @@ locate() {
 	kernel=$cache/kernel-$1-$(cat "$top/qemu/build-kernel" <(echo "$root_key") | key)
 }
 
-# Sets $root and $kernel for use, making what is not there yet.
-prepare() {
-	local series status
-
-	check_host
-	[[ -z ${KERNEL:-} || ${suite_of[$KERNEL]:-} ]] ||
-		die "KERNEL=$KERNEL is not supported, use one of: ${supported[*]}"
-
-	for series in ${KERNEL:-"${supported[@]}"}; do
-		locate "$series"
-		[[ -d $root && -d $kernel ]] && return
-	done
-
+# Hold file descriptor 9 open while something is made.
+lock() {
 	exec 9>"$cache/lock"
 	if ! flock --nonblock 9; then
 		printf '  waiting for another p2m build ...\n' >&2
 		flock 9
 	fi
 	check_space
-	for series in ${KERNEL:-"${supported[@]}"}; do
+}
+
+# Sets $root and $kernel for use, making what is not there yet.
+prepare() {
+	check_host
+	[[ ${suite_of[${wanted[0]}]:-} ]] ||
+		die "KERNEL=$KERNEL is not supported, use one of: ${supported[*]} debug"
+
+	prepare_stock
+	[[ ${KERNEL:-} != debug ]] || prepare_debug
+}
+
+prepare_debug() {
+	local stock
+
+	stock=$(readlink -f "$kernel")
+	kernel=$cache/debug-${stock##*/linux-}-$(cat "$top"/qemu/{build-debug,debug.config} | key)
+	[[ ! -d $kernel ]] || return 0
+
+	lock
+	[[ -d $kernel ]] || "$top/qemu/build-debug" "$kernel" "$root" "$stock" 9>&-
+	exec 9>&-
+}
+
+prepare_stock() {
+	local series status
+
+	for series in "${wanted[@]}"; do
+		locate "$series"
+		[[ -d $root && -d $kernel ]] && return
+	done
+
+	lock
+	for series in "${wanted[@]}"; do
 		locate "$series"
 		[[ -d $root ]] || "$top/qemu/build-root" "$root" "${suite_of[$series]}" 9>&-
 		status=0
@@ -177,5 +204,5 @@ prepare() {
 		exec 9>&-
 		return
 	done
-	die "the Debian archive has no cloud-amd64 kernel of series ${KERNEL:-${supported[*]}}"
+	die "the Debian archive has no cloud-amd64 kernel of series ${wanted[*]}"
 }

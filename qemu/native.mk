@@ -11,6 +11,10 @@ $(error KDIR=$(KDIR) has no Rust metadata, configure it with CONFIG_RUST and run
 endif
 # Objects of different kernels must not mix.
 MODULE := $(CURDIR)/build/module-$(RELEASE)
+# A kernel that was built with clang needs its modules to be, too.
+ifneq ($(shell grep -x CONFIG_CC_IS_CLANG=y $(KDIR)/.config),)
+export LLVM ?= 1
+endif
 CARGO_TARGET_DIR ?= $(CURDIR)/build/target
 export CARGO_TARGET_DIR
 

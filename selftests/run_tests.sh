@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # run_tests.sh PROGRAM...: run the tests one after the other, and report them as
-# one test each, as the kernel's kselftest/runner.sh does. Fails if any does.
+# one test each, as the kernel's kselftest/runner.sh does. Fails if any does. A
+# slow kernel has P2M_TIMEOUT_FACTOR times the time.
 
 cd "$(dirname "$0")" || exit 1
-timeout=$(sed -n 's/^timeout=//p' settings)
+timeout=$(($(sed -n 's/^timeout=//p' settings) * ${P2M_TIMEOUT_FACTOR:-1}))
 failed=0
 nr=0
 
