@@ -15,6 +15,7 @@ use p2m::{
     pages,
 };
 
+use crate::crash::CrashCommand;
 use crate::guest::GuestCommand;
 
 /// What all commands have in common.
@@ -128,6 +129,13 @@ pub(crate) enum Command {
     Dma {
         #[command(subcommand)]
         command: DmaCommand,
+    },
+    /// Have a kernel started when the running one panics, without memory reserved for it.
+    ///
+    /// Needs the module p2m_crash and CAP_SYS_BOOT.
+    Crash {
+        #[command(subcommand)]
+        command: CrashCommand,
     },
     /// Have a Linux kernel in the pages of a domain, which it sees as the memory of its machine.
     ///

@@ -5,6 +5,7 @@
 mod alloc;
 mod args;
 mod check;
+mod crash;
 mod dma;
 mod foreign;
 mod format;
@@ -72,6 +73,7 @@ fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode> {
         Command::Identity(what) => foreign::identity(args, what, out),
         Command::FailNth(what) => live::fail_nth(args, what, out),
         Command::Trace(what) => trace::trace(args, what, out),
+        Command::Crash { command } => crash::crash(args, command, out),
         Command::Guest { command } => match command {
             GuestCommand::Load(what) => guest::load(args, what, out),
             GuestCommand::Run(what) => return guest::run(args, what).map(ExitCode::from),
@@ -99,6 +101,7 @@ fn complain(error: &anyhow::Error) {
     let hint = error
         .downcast_ref()
         .and_then(p2m::Error::hint)
+        .or_else(|| error.downcast_ref().and_then(p2m_crash::Error::hint))
         .or_else(|| error.downcast_ref().and_then(p2m_guest::Error::hint));
     if let Some(hint) = hint {
         eprintln!("hint: {hint}");
