@@ -390,3 +390,221 @@ fn check_kernel(path: &Path, header: &setup_header) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Mapped;
+    use std::fs;
+    use tempfile::TempDir;
+
+    const BASE: u64 = 0x9_0000_0000;
+    const SETUP_SECTORS: usize = 3;
+
+    /// The smallest thing that says that it's a kernel.
+    fn kernel(xloadflags: u16) -> Vec<u8> {
+        let mut bytes = vec![0; (SETUP_SECTORS + 1) * 512 + 0x3000];
+        let mut set = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        set(0x1f1, &[SETUP_SECTORS as u8]);
+        set(0x202, b"HdrS");
+        set(0x206, &0x020fu16.to_le_bytes());
+        set(0x211, &[1]); // loaded high
+        set(0x234, &[1]); // relocatable
+        set(0x236, &xloadflags.to_le_bytes());
+        set(0x238, &2047u32.to_le_bytes());
+        set(0x260, &0x80_0000u32.to_le_bytes()); // room to unpack itself
+        bytes
+    }
+
+    struct Files {
+        directory: TempDir,
+    }
+
+    impl Files {
+        fn new(kernel: &[u8], initrd: &[u8]) -> Self {
+            let directory = tempfile::tempdir().expect("directory");
+            fs::write(directory.path().join("kernel"), kernel).expect("file");
+            fs::write(directory.path().join("initrd"), initrd).expect("file");
+            Self { directory }
+        }
+
+        fn image(&self, memory: u64) -> Result<Image> {
+            let recipe = Recipe {
+                kernel: self.directory.path().join("kernel"),
+                initrd: self.directory.path().join("initrd"),
+                append: "word=1 word=2".into(),
+                memory,
+                iommu: true,
+            };
+            let resource = |range, name: &str| Resource {
+                range,
+                name: name.into(),
+            };
+            let machine = Machine {
+                resources: vec![
+                    resource(0x1000..0x9_fc00, "System RAM"),
+                    resource(0x10_0000..0x4000_0000, "System RAM"),
+                    resource(0x8000_0000..0xb000_0000, "PCI Bus 0000:00"),
+                    resource(0xf000_0000..0xf000_1000, "ACPI Tables"),
+                ],
+                mapped: vec![Mapped {
+                    virt: 0xffff_8880_0010_0000,
+                    phys: 0x10_0000,
+                    length: 0x3ff0_0000,
+                }],
+                cpu_notes: vec![Note {
+                    phys: 0x1234,
+                    length: 512,
+                }],
+                vmcoreinfo: Note {
+                    phys: 0x5000,
+                    length: 4096,
+                },
+                rsdp: Some(0x7fff_0000),
+                command_line: "root=/dev/sda1 console=tty0 console=ttyS0 quiet".into(),
+            };
+            let info = Info {
+                base: BASE,
+                note: (0x6000, 4096),
+                tsc_khz: Some(2_600_000),
+                nr_levels: 4,
+                nr_iommus: 1,
+            };
+            Image::new(&recipe, &machine, &info)
+        }
+    }
+
+    fn word(image: &Image, address: u64) -> u64 {
+        image.memory.read_obj(GuestAddress(address)).expect("word")
+    }
+
+    /// Returns where an address leads to, as the processor finds it.
+    fn walk(image: &Image, address: u64) -> Option<u64> {
+        let mut table = image.base + image.page_tables();
+        for level in (1..4).rev() {
+            let entry = word(image, table + 8 * ((address >> (12 + 9 * level)) & 511));
+            if entry & 1 == 0 {
+                return None;
+            }
+            table = entry & 0x000f_ffff_ffff_f000;
+            if entry & 1 << 7 != 0 {
+                return Some(table + (address & 0x1f_ffff));
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn the_window_and_the_first_gib_are_where_they_are() {
+        let files = Files::new(&kernel(3), b"initramfs");
+        let image = files.image(256 << 20).expect("image");
+        for address in [
+            0x413,
+            0x3fff_ffff,
+            BASE,
+            BASE + 0x123_4567,
+            BASE + 0x3fff_ffff,
+        ] {
+            assert_eq!(walk(&image, address), Some(address), "{address:#x}");
+        }
+        for address in [0x4000_0000, BASE - 1, BASE + 0x4000_0000, 1 << 40] {
+            assert_eq!(walk(&image, address), None, "{address:#x}");
+        }
+    }
+
+    #[test]
+    fn what_is_needed_is_below_the_least_memory() {
+        let files = Files::new(&kernel(3), &[7; 100_000]);
+        let image = files.image(256 << 20).expect("image");
+        let segments = image.segments().expect("segments");
+        for segment in &segments {
+            assert_eq!(segment.offset % PAGE, 0);
+            assert!(segment.offset + segment.data.len() as u64 <= image.min_memory());
+        }
+        let pairs = segments.windows(2);
+        assert!(
+            { pairs }.all(|pair| { pair[0].offset + pair[0].data.len() as u64 <= pair[1].offset })
+        );
+        let initrd = segments.last().expect("initramfs");
+        assert_eq!(initrd.data, [7; 100_000]);
+        // Where the kernel unpacks itself, nothing is.
+        assert!(initrd.offset >= KERNEL + 0x80_0000);
+        assert_eq!(segments[2].data.len(), 0x3000);
+    }
+
+    #[test]
+    fn a_window_that_is_too_small_is_refused() {
+        let files = Files::new(&kernel(3), b"initramfs");
+        let least = files.image(256 << 20).expect("image").min_memory();
+        assert!(files.image(least).is_ok());
+        let error = files.image(least - PAGE).err().expect("an error");
+        assert!(matches!(error, Error::TooSmall { needed, .. } if needed == least));
+    }
+
+    #[test]
+    fn only_the_window_and_the_first_mib_are_memory() {
+        let files = Files::new(&kernel(3), b"initramfs");
+        let size = 256 << 20;
+        let image = files.image(size).expect("image");
+        let params: boot_params = image
+            .memory
+            .read_obj(GuestAddress(BASE + BOOT_PARAMS))
+            .expect("parameters");
+        let map: Vec<_> = params.e820_table[..usize::from(params.e820_entries)]
+            .iter()
+            .map(|entry| (entry.addr, entry.size, entry.type_))
+            .collect();
+        let expected = [
+            (BASE + MEMORY, size - MEMORY, E820_RAM),
+            (BASE, MEMORY, E820_RESERVED),
+            (0x1000, 0x9_ec00, E820_RAM),
+            (0x10_0000, 0x3ff0_0000, E820_RESERVED),
+            (0xf000_0000, 0x1000, E820_ACPI),
+        ];
+        assert_eq!(map, expected);
+        // That is what gets smaller.
+        assert_eq!(word(&image, BASE + image.size_slot()), size - MEMORY);
+        assert_eq!({ params.acpi_rsdp_addr }, 0x7fff_0000);
+    }
+
+    #[test]
+    fn the_command_line_has_consoles_and_what_was_added_last() {
+        let files = Files::new(&kernel(3), b"initramfs");
+        let image = files.image(256 << 20).expect("image");
+        let mut bytes = [0; MAX_COMMAND_LINE];
+        let address = GuestAddress(BASE + COMMAND_LINE);
+        image.memory.read_slice(&mut bytes, address).expect("line");
+        let line = String::from_utf8_lossy(&bytes);
+        let line = line.trim_end_matches('\0');
+        assert!(
+            line.starts_with("console=tty0 console=ttyS0 nr_cpus=1 "),
+            "{line}"
+        );
+        assert!(line.ends_with(" word=1 word=2"), "{line}");
+        for word in [
+            "elfcorehdr=0x900010000",
+            "tsc_early_khz=2600000",
+            "amd_iommu=off",
+        ] {
+            assert!(
+                line.split(' ').any(|other| other == word),
+                "{word} in {line}"
+            );
+        }
+        assert!(!line.contains("root="), "{line}");
+    }
+
+    #[test]
+    fn what_is_no_kernel_for_there_is_refused() {
+        for (name, bytes) in [
+            ("nothing", Vec::new()),
+            ("no header", vec![0; 8192]),
+            ("32 bits", kernel(0)),
+            ("below 4 GiB", kernel(1)),
+        ] {
+            let files = Files::new(&bytes, b"initramfs");
+            let error = files.image(256 << 20).err();
+            assert!(matches!(error, Some(Error::Content { .. })), "{name}");
+        }
+    }
+}
