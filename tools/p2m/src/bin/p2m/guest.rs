@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
-use p2m::{Access, Domain, Mapping, Pagemap, Pfn, Policy, Populate, Region};
+use p2m::{Access, Constraint, Domain, Mapping, Pagemap, Pfn, Policy, Populate, Region};
 use p2m_guest::{Console, Ending, Guest, How, Hypervisor, Memory, tables};
 use p2m_loader::{Images, Kernel, Loaded, ReadBack, Segment, read_back};
 use serde::Serialize;
@@ -87,6 +87,10 @@ pub(crate) struct GuestImages {
     /// Have pages come when they are touched.
     #[arg(long)]
     on_demand: bool,
+
+    /// Have guard frames on both sides of each frame, for p2m guard check.
+    #[arg(long)]
+    guarded: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -114,7 +118,7 @@ pub(crate) struct GuestRun {
     free_pages: bool,
 
     /// Use anonymous memory instead of a domain, to compare.
-    #[arg(long, conflicts_with_all = ["policy", "seed", "on_demand"])]
+    #[arg(long, conflicts_with_all = ["policy", "seed", "on_demand", "guarded"])]
     anonymous: bool,
 
     /// Write a report in JSON here when the guest has ended.
@@ -189,6 +193,10 @@ fn populate(
             .region((range.end - range.start) / PAGE_BYTES)
             .policy(images.policy)
             .seed(images.seed)
+            .constraint(Constraint {
+                guarded: images.guarded,
+                ..Constraint::default()
+            })
             .base(Pfn(range.start / PAGE_BYTES));
         if images.on_demand {
             region = region.on_demand();
