@@ -16,7 +16,9 @@ readonly page=4096
 # How long to wait for anything: everything is slow when it's emulated twice.
 readonly patience=300
 p2m=$(command -v "${P2M:-p2m}")
-init=${P2M_GUEST_INIT:-$(dirname "$0")/guest_init}
+programs=${P2M_GUEST_PROGRAMS:-$(dirname "$0")}
+init=$programs/guest_init
+scan=$programs/guest_scan
 
 tests=(
 	load_is_read_back_from_the_machine
@@ -169,7 +171,7 @@ write_outside() {
 		PAGE = mmap.PAGESIZE
 		MASK = 2**64 - 1
 
-		# The same as in guest_init.c.
+		# The same as in guest_marker.h.
 		def mix(seed, index):
 		    z = (seed + (index + 1) * 0x9e3779b97f4a7c15) & MASK
 		    z = ((z ^ z >> 30) * 0xbf58476d1ce4e5b9) & MASK
@@ -237,28 +239,6 @@ write_outside() {
 		    with open(path, "rb") as file:
 		        file.seek(int(offset))
 		        print(f"{zlib.crc32(file.read()):08x}")
-
-		def marker(pid, address, seed):
-		    """Print the frame that the pagemap names for an address, and all frames of the
-		    machine in which the marker is."""
-		    seed = int(seed, 0)
-		    needle = struct.pack("=Q", mix(seed, 0))
-		    whole = [mix(seed, index) for index in range(PAGE // 8)]
-		    machine, found = Machine(), []
-		    buffer = bytearray(1 << 20)
-		    for start, length, offset in machine.pieces:
-		        for at in range(0, length, len(buffer)):
-		            with memoryview(buffer)[:min(len(buffer), length - at)] as part:
-		                size = os.preadv(machine.fd, [part], offset + at)
-		            index = buffer.find(needle, 0, size)
-		            while index >= 0:
-		                page = buffer[index:index + PAGE]
-		                if index % PAGE == 0 and list(struct.unpack("=512Q", page)) == whole:
-		                    found.append((start + at + index) // PAGE)
-		                index = buffer.find(needle, index + 1, size)
-		            # It's in the memory that is searched.
-		            buffer[:] = bytes(len(buffer))
-		    print(table(pid)[int(address) // PAGE], *found)
 
 		def is_marked(pid, address, seed):
 		    """Say whether the frame that the pagemap names for an address has the marker."""
@@ -413,7 +393,10 @@ kernel_sees_one_piece_while_its_frames_change() {
 	# Its physical address is a PFN, the frame of which has the marker, and no other.
 	run 0 --json translate --pid "$pid" $((top / page))
 	frame=$(jq '.[0].mfn' <<<"$out")
-	is "$(outside marker "$pid" "$top" "$seed")" "$frame $frame" 'frame by the pagemap, and frames with the marker'
+	is "$(awk '$1 == pfn { print $2 }' pfn=$((top / page)) "$tmp/frames")" "$frame" 'frame by the pagemap'
+	run 0 --json info
+	is "$("$scan" "$seed" "$(jq .max_mfn <<<"$out")")" "$frame" 'frames with the marker'
+	note 'found the marker'
 
 	await_round
 	for change in 'move --policy scatter --seed 11' move 'move --policy scatter --seed 12'; do
@@ -475,7 +458,7 @@ free_pages_go_and_all_goes_with_sigkill() {
 
 	before=$(pages)
 	start "p2m.seed=9 p2m.load=16 page_reporting.page_reporting_order=0" \
-		--memory 192M --policy scatter --seed 2 --on-demand --free-pages
+		--memory 192M --policy scatter --seed 2 --on-demand --free-pages --guarded
 	await '^READY'
 	note ready
 	run 0 --json stat --pid "$pid"
@@ -493,6 +476,9 @@ free_pages_go_and_all_goes_with_sigkill() {
 	run 0 --json move --pid "$pid" --policy scatter --seed 3
 	audit
 	await_round
+	# Nobody has written beyond the edge of a frame.
+	run 0 --json guard check --pid "$pid"
+	json '.ok and .checked > 10000'
 	kill -KILL "$pid"
 	await_end
 	is "$status" 137 'exit status'
@@ -601,7 +587,7 @@ for tool in busybox jq python3 xz; do
 done
 kernel=$(find_kernel)
 [[ $kernel ]] || skip_all 'no kernel to run: set P2M_GUEST_KERNEL'
-[[ -x $init ]] || skip_all "no $init: build it, or set P2M_GUEST_INIT"
+[[ -x $init && -x $scan ]] || skip_all "no $init or $scan: build them, or set P2M_GUEST_PROGRAMS"
 
 (($# == 0)) || tests=("$@")
 work=$(mktemp -d)

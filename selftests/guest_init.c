@@ -19,7 +19,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/types.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -30,6 +29,8 @@
 #include <sys/reboot.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "guest_marker.h"
 
 #define PAGE_BYTES 4096UL
 #define WORDS(bytes) ((bytes) / sizeof(__u64))
@@ -42,16 +43,6 @@ static void die(const char *what)
 	fflush(stdout);
 	reboot(RB_AUTOBOOT);
 	_exit(1);
-}
-
-/* A word that occurs nowhere by chance. The same as in guest.sh. */
-static __u64 mix(__u64 seed, __u64 index)
-{
-	__u64 z = seed + (index + 1) * 0x9e3779b97f4a7c15ULL;
-
-	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
-	z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
-	return z ^ (z >> 31);
 }
 
 static __u64 parameter(const char *name)
