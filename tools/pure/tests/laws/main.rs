@@ -14,6 +14,7 @@ mod entry;
 mod frame;
 mod map;
 mod policy;
+mod remap;
 mod rig;
 mod runs;
 mod sparse;
