@@ -48,17 +48,21 @@ struct cell {
 /* What the effects of a step say of a frame. */
 enum fate { STAYS, COMES_OR_GOES, MOVES };
 
-FIXTURE(sequence) {
+struct replay {
 	int fd;
 	int lender;
 	char *mem;
-	__u64 baseline;
 	struct cell cells[NR_CELLS];
 	__u64 before[NR_CELLS];
 	__u64 after[NR_CELLS];
 	enum fate fates[NR_CELLS];
 	/* The frame that a swap leaves at a PFN, if its fate is to stay. */
 	__u64 swapped[NR_CELLS];
+};
+
+FIXTURE(sequence) {
+	struct replay replay;
+	__u64 baseline;
 };
 
 FIXTURE_SETUP(sequence)
@@ -69,29 +73,29 @@ FIXTURE_SETUP(sequence)
 	if (access(P2M_DEVICE, F_OK))
 		SKIP(return, "no " P2M_DEVICE);
 	self->baseline = total_pages();
-	self->fd = p2m_open();
-	self->lender = p2m_open();
-	ASSERT_LE(0, self->fd);
-	ASSERT_LE(0, self->lender);
-	test_cmd_region_create(self->lender, P2M_POLICY_ANY, NR_LENT, 0, &base);
-	lent = map_pages(self->lender, 0, NR_LENT);
+	self->replay.fd = p2m_open();
+	self->replay.lender = p2m_open();
+	ASSERT_LE(0, self->replay.fd);
+	ASSERT_LE(0, self->replay.lender);
+	test_cmd_region_create(self->replay.lender, P2M_POLICY_ANY, NR_LENT, 0, &base);
+	lent = map_pages(self->replay.lender, 0, NR_LENT);
 	ASSERT_NE(MAP_FAILED, lent);
 	for (i = 0; i < NR_LENT; i++)
 		page_fill(lent + i * P2M_PAGE_SIZE, LENT_TAG(i));
 	munmap(lent, NR_LENT * P2M_PAGE_SIZE);
 	/* So that a mapping makes no region. */
 	base = 0;
-	test_cmd_region_create(self->fd, P2M_POLICY_ANY, 1, 0, &base);
-	test_cmd_region_destroy(self->fd, base);
-	self->mem = map_pages(self->fd, 0, SPACE);
-	ASSERT_NE(MAP_FAILED, self->mem);
+	test_cmd_region_create(self->replay.fd, P2M_POLICY_ANY, 1, 0, &base);
+	test_cmd_region_destroy(self->replay.fd, base);
+	self->replay.mem = map_pages(self->replay.fd, 0, SPACE);
+	ASSERT_NE(MAP_FAILED, self->replay.mem);
 }
 
 FIXTURE_TEARDOWN(sequence)
 {
-	munmap(self->mem, SPACE * P2M_PAGE_SIZE);
-	EXPECT_EQ(0, close(self->fd));
-	EXPECT_EQ(0, close(self->lender));
+	munmap(self->replay.mem, SPACE * P2M_PAGE_SIZE);
+	EXPECT_EQ(0, close(self->replay.fd));
+	EXPECT_EQ(0, close(self->replay.lender));
 	EXPECT_EQ(self->baseline, total_pages());
 }
 
@@ -124,13 +128,13 @@ static bool is_frame(__u64 entry)
 	return !(entry & (P2M_ENTRY_FOREIGN | P2M_ENTRY_IDENTITY));
 }
 
-static char *page_of(FIXTURE_DATA(sequence) *self, __u64 index)
+static char *page_of(struct replay *self, __u64 index)
 {
 	return self->mem + index * P2M_PAGE_SIZE;
 }
 
 /* What is there is what has to be there; its contents too, if it has any. */
-static bool cell_is_right(FIXTURE_DATA(sequence) *self, __u64 index,
+static bool cell_is_right(struct replay *self, __u64 index,
 			  bool with_contents)
 {
 	const struct cell *cell = &self->cells[index];
@@ -227,7 +231,7 @@ static bool parse_line(char *text, struct line *line)
 }
 
 /* Does an operation, and writes what became of it as the sequence has it. */
-static void do_step(FIXTURE_DATA(sequence) *self, const struct line *line,
+static void do_step(struct replay *self, const struct line *line,
 		    char *outcome, size_t len)
 {
 	const __u64 *args = line->args;
@@ -321,7 +325,7 @@ static bool are_neighbours(__u64 a, __u64 b)
 }
 
 /* Takes in what a line says has changed. False if the frames are not like that. */
-static bool take_effect(FIXTURE_DATA(sequence) *self, const struct line *line)
+static bool take_effect(struct replay *self, const struct line *line)
 {
 	const __u64 first = pfn_cell(line->args[0]);
 	const bool swaps = !strcmp(line->op, "swaps");
@@ -366,7 +370,7 @@ static bool take_effect(FIXTURE_DATA(sequence) *self, const struct line *line)
 }
 
 /* Each frame has had the fate that the effects of the step say. */
-static bool frame_is_right(FIXTURE_DATA(sequence) *self, __u64 index,
+static bool frame_is_right(struct replay *self, __u64 index,
 			   const struct line *step)
 {
 	const __u64 before = self->before[index], after = self->after[index];
@@ -391,8 +395,8 @@ static bool frame_is_right(FIXTURE_DATA(sequence) *self, __u64 index,
 	return false;
 }
 
-static void replay(struct __test_metadata *_metadata,
-		   FIXTURE_DATA(sequence) *self, const char *path)
+static void replay(struct __test_metadata *_metadata, struct replay *self,
+		   const char *path)
 {
 	char text[256], outcome[64];
 	struct p2m_audit audit;
@@ -484,7 +488,7 @@ TEST_F_TIMEOUT(sequence, does_what_the_model_has_said, 60)
 	if (!dir)
 		SKIP(return, "the sequences are not here");
 	snprintf(path, sizeof(path), "%s/%s", dir, variant->name);
-	replay(_metadata, self, path);
+	replay(_metadata, &self->replay, path);
 }
 
 /* Every file that is there is replayed by one of the variants. */
