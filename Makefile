@@ -18,6 +18,7 @@ p2m: a pseudo-physical to machine mapping, as a kernel module in Rust
   make fuzz       a long run of the fuzzer of system calls: FUZZ='--ops N --seed N',
                   or FUZZ='--replay build/fuzz.list' for the last list of calls
   make test-debug run those of the guest on a debug kernel, that is built first
+  make bench      measure it side by side with what people use today
   make check      formatting, lints and warnings
   make shell      a guest with the module loaded and p2m in the PATH
   make module     build the module      (tools, selftests: these)
@@ -50,6 +51,10 @@ fuzz: module selftests
 	@qemu/guest --log fuzz --timeout 86400 -- qemu/with-module \
 		build/selftests/fuzz --record build/fuzz.list $(FUZZ)
 
+bench: module
+	@qemu/enter make bench
+	@qemu/bench
+
 check:
 	@qemu/enter qemu/check
 
@@ -65,5 +70,5 @@ clean:
 update:
 	@qemu/update
 
-.PHONY: help run test test-debug fuzz check shell module tools selftests clean update
+.PHONY: help run test test-debug fuzz bench check shell module tools selftests clean update
 endif

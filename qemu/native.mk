@@ -29,10 +29,15 @@ tools:
 	cargo build --release --locked -p p2m --manifest-path tools/Cargo.toml
 	install -D $(CARGO_TARGET_DIR)/release/p2m build/bin/p2m
 
+# It has the pure code compiled as the module has it.
+bench:
+	cargo build --profile module --locked -p p2m-bench --manifest-path tools/Cargo.toml
+	install -D $(CARGO_TARGET_DIR)/module/p2m-bench build/bench/p2m-bench
+
 selftests:
 	$(MAKE) -C selftests OUTPUT=$(CURDIR)/build/selftests
 
 clean:
 	rm -rf build
 
-.PHONY: module clippy tools selftests clean
+.PHONY: module clippy tools bench selftests clean
