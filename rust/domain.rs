@@ -643,9 +643,13 @@ impl Domain {
 
     /// Fills `words` with what is at the PFNs from `first` on.
     pub(crate) fn lookup(&self, first: u64, words: &mut [u64]) {
-        let _guard = rcu::read_lock();
-        for (word, number) in words.iter_mut().zip(first..) {
-            *word = self.entry(number);
+        let guard = rcu::read_lock();
+        self.maps.lookup_run(&self.store, first, words);
+        drop(guard);
+        if !self.sees_mfns {
+            for word in words {
+                *word = self.visible(Entry::from_raw(*word)).raw();
+            }
         }
     }
 

@@ -321,6 +321,7 @@ impl Domain {
             }
         }
         let mut span: Option<(Mfn, Mfn)> = None;
+        let mut result = Ok(());
         for &pfn in pfns {
             let Some(old) = self.maps.lookup(&self.store, pfn).owned() else {
                 continue;
@@ -337,9 +338,12 @@ impl Domain {
             // was taken out of all mappings, and nobody has pinned it.
             unsafe { Source::copy(old, new) };
             let entry = Entry::Present(new);
-            if let Err(error) = self.maps.set(writer, &self.store, &views, pfn, entry) {
+            let maps = &self.maps;
+            let set = maps.set_without_pruning(writer, &self.store, &views, pfn, entry);
+            if let Err(error) = set {
                 candidates.put(new);
-                return Err(error.into());
+                result = Err(error.into());
+                break;
             }
             self.maps
                 .drop_guards(writer, &self.store, &views, old, |mfn| Source.free(mfn));
@@ -351,7 +355,7 @@ impl Domain {
         if let Some(span) = span {
             self.maps.prune_frames(writer, &self.store, &views, span);
         }
-        Ok(moved)
+        result.map(|()| moved)
     }
 
     /// Returns whether a page that was taken out of all mappings can get another frame.

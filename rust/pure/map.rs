@@ -284,6 +284,24 @@ impl Maps {
         pfn: Pfn,
         entry: Entry,
     ) -> Result<Entry, SetError> {
+        let old = self.set_without_pruning(writer, store, views, pfn, entry)?;
+        if let Some(mfn) = old.owned().filter(|_| old != entry) {
+            // Nobody else would: it is found by what is in the P2M.
+            self.prune_m2p(writer, store, views, mfn, mfn);
+        }
+        Ok(old)
+    }
+
+    /// Does the same, but leaves it to the caller to [prune](Self::prune_frames) what was there: once
+    /// for many frames, as to look at all of a table takes longer than all else here.
+    pub fn set_without_pruning<S: TableStore, V: Views>(
+        &self,
+        writer: &mut Writer,
+        store: &S,
+        views: &V,
+        pfn: Pfn,
+        entry: Entry,
+    ) -> Result<Entry, SetError> {
         let old = self.lookup(store, pfn);
         if old == entry {
             return Ok(old);
@@ -309,8 +327,9 @@ impl Maps {
         };
         if let Some(mfn) = gone.owned() {
             self.forget(writer, store, views, mfn);
-            // Nobody else would: it is found by what is in the P2M.
-            self.prune_m2p(writer, store, views, mfn, mfn);
+            if stored.is_err() {
+                self.prune_m2p(writer, store, views, mfn, mfn);
+            }
         }
         stored?;
         writer.count(old, entry);

@@ -329,6 +329,48 @@ fn generations_of_the_two_maps_are_independent() {
 }
 
 #[test]
+fn frames_pruned_at_once_leave_what_those_pruned_one_by_one_leave() {
+    // Frames of three leaves go, and one frame of the last of them stays.
+    let frames = [0, 1, span(1), span(1) + 1, 3 * span(1)];
+    let mut domains = [Domain::new(()), Domain::new(())];
+    for domain in &mut domains {
+        for (at, &frame) in frames.iter().enumerate() {
+            let entry = Entry::Present(mfn(frame));
+            assert_eq!(domain.set(pfn(at as u64), entry), Ok(Entry::Invalid));
+        }
+    }
+    let [one_by_one, at_once] = &mut domains;
+    for at in 0..frames.len() as u64 - 1 {
+        let entry = Entry::Present(mfn(span(2) + at));
+        let gone = one_by_one.set(pfn(at), entry);
+        let Domain {
+            maps,
+            writer,
+            store,
+            views,
+        } = &mut *at_once;
+        let set = maps.set_without_pruning(writer, store, views, pfn(at), entry);
+        assert_eq!(set, gone);
+        assert_eq!(gone, Ok(Entry::Present(mfn(frames[at as usize]))));
+    }
+    let nr_tables = |domain: &Domain| domain.writer.nr_tables(Which::M2p);
+    assert!(nr_tables(at_once) > nr_tables(one_by_one));
+    let span = (mfn(frames[0]), mfn(frames[3]));
+    let Domain {
+        maps,
+        writer,
+        store,
+        views,
+    } = &mut *at_once;
+    maps.prune_frames(writer, store, views, span);
+    assert_eq!(nr_tables(at_once), nr_tables(one_by_one));
+    for frame in frames {
+        let found = [&*one_by_one, at_once].map(|domain| domain.mfn_to_pfn(mfn(frame)));
+        assert_eq!(found, [(frame == frames[4]).then(|| pfn(4)); 2]);
+    }
+}
+
+#[test]
 fn the_next_backed_pfn_skips_missing_leaves() {
     let domain = filled(&BTreeMap::from([
         (span(2) + 5, Entry::Foreign(mfn(0))),
