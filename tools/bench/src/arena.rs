@@ -120,6 +120,15 @@ impl Memory {
     }
 }
 
+impl Memory {
+    /// Copies a page into one of another memory.
+    pub(crate) fn copy_page(&self, number: usize, other: &Self, to: usize) {
+        assert!(number < self.nr_pages() && to < other.nr_pages());
+        // SAFETY: Both pages are there, and not the same, as the memories aren't.
+        unsafe { std::ptr::copy_nonoverlapping(self.page(number), other.page(to), PAGE_SIZE) };
+    }
+}
+
 impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: It was allocated with this layout, and references to it are gone.
@@ -188,6 +197,30 @@ impl Domain {
                 .expect("tables are to be had");
         }
         self.memory = Some((memory, first));
+    }
+
+    /// Gives each of the first PFNs another frame and then its own one again, as a move does with the
+    /// maps, a batch at a time.
+    pub(crate) fn move_and_back(&mut self, nr_pages: u64, spare: u64) {
+        const BATCH: u64 = 512;
+        let (maps, store) = (&self.maps, &self.store);
+        for start in (0..nr_pages).step_by(BATCH as usize) {
+            let pfns = || (start..nr_pages.min(start + BATCH)).filter_map(Pfn::new);
+            let olds: Vec<_> = pfns().map(|pfn| maps.lookup(store, pfn)).collect();
+            let news = (spare..).filter_map(Mfn::new).map(Entry::Present);
+            for entries in [news.take(olds.len()).collect(), olds] {
+                let mut gone = (Mfn::new(spare), None);
+                for (pfn, entry) in pfns().zip(entries) {
+                    let writer = &mut self.writer;
+                    let old = maps.set_without_pruning(writer, store, &(), pfn, entry);
+                    let mfn = old.ok().and_then(Entry::owned);
+                    gone = (gone.0.min(mfn), gone.1.max(mfn));
+                }
+                if let (Some(first), Some(last)) = gone {
+                    maps.prune_frames(&mut self.writer, store, &(), (first, last));
+                }
+            }
+        }
     }
 
     /// Returns the number of tables of the maps.

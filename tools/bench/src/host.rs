@@ -10,7 +10,7 @@ use p2m_pure::frame::{Mfn, PAGE_SHIFT, Pfn};
 use p2m_pure::map::Which;
 use p2m_pure::pv::{self, Machine, MmuOps, Pte, bits};
 
-use crate::arena::Domain;
+use crate::arena::{Domain, Memory};
 use crate::paging;
 use crate::race::{Contestant, Samples, race};
 use crate::report::{Curve, Figure, Goal, Part};
@@ -311,6 +311,52 @@ fn hook(space: &Space, order: Order, is_make: bool, nr_rounds: usize) -> Vec<Sam
     samples
 }
 
+/// Audits maps, which looks at all of both. The peer looks at each word once, in the same order.
+fn audit(space: &Space, nr_rounds: usize) -> Vec<Samples> {
+    let (maps, store) = (&space.domain.maps, &space.domain.store);
+    let nr_pages = space.nr_pages as usize;
+    let [samples] = race(
+        nr_rounds,
+        vec![
+            Contestant::timed("audit", nr_pages, || {
+                maps.audit(store, |finding| panic!("{finding:?}"))
+            }),
+            Contestant::timed("two loads each way", nr_pages, || {
+                let p2m = (0..).zip(&space.p2m);
+                let p2m = p2m.filter(|&(pfn, &mfn)| space.m2p[(mfn - FIRST_MFN) as usize] == pfn);
+                let m2p = (FIRST_MFN..).zip(&space.m2p);
+                let m2p = m2p.filter(|&(mfn, &pfn)| space.p2m[pfn as usize] == mfn);
+                p2m.count() + m2p.count()
+            }),
+        ],
+    );
+    samples
+}
+
+/// What a move does with the maps, and what it does besides: copy a page.
+fn moves(space: &mut Space, nr_rounds: usize) -> Vec<Samples> {
+    let nr_pages = u64::from(space.nr_pages);
+    // There and back.
+    let nr_moves = 2 * nr_pages as usize;
+    let (from, to) = (Memory::new(nr_moves / 2), Memory::new(nr_moves / 2));
+    let order = space.random.clone();
+    let domain = &mut space.domain;
+    let [samples] = race(
+        nr_rounds,
+        vec![
+            Contestant::timed("maps", nr_moves, || {
+                domain.move_and_back(nr_pages, FIRST_MFN + 4 * nr_pages)
+            }),
+            Contestant::timed("copy of a page", nr_moves / 2, || {
+                for (number, &other) in order.iter().enumerate() {
+                    from.copy_page(number, &to, other as usize);
+                }
+            }),
+        ],
+    );
+    samples
+}
+
 /// Measures lookups in spaces of several sizes, in the same rounds.
 fn growth(spaces: &[Space], order: Order, nr_rounds: usize) -> (Vec<Figure>, Vec<Curve>) {
     let orders: Vec<Vec<u32>> = spaces.iter().map(|space| space.order(order)).collect();
@@ -360,7 +406,7 @@ pub(crate) fn measure() -> Part {
             "spaces of {too_large:?} pages, the maps of which are too large for this machine"
         ));
     }
-    let spaces: Vec<Space> = sizes.into_iter().map(Space::new).collect();
+    let mut spaces: Vec<Space> = sizes.into_iter().map(Space::new).collect();
     for space in spaces.iter().filter(|space| space.nr_pages <= 1 << 18) {
         for order in Order::ALL {
             let case = format!("{}, {}", space.name(), order.name());
@@ -408,8 +454,21 @@ pub(crate) fn measure() -> Part {
         part.figures.extend(figures);
         part.curves.extend(curves);
     }
-    for space in &spaces {
+    for space in &mut spaces {
         part.figures.push(memory(space));
+        if space.nr_pages > 1 << 20 {
+            continue;
+        }
+        eprintln!("host: audit and moves, {}", space.name());
+        let case = format!("{}, per page", space.name());
+        let samples = audit(space, 15);
+        let figures = Figure::of_first("audit of the maps", &case, &samples, None);
+        part.figures.extend(figures);
+        if space.nr_pages <= 1 << 18 {
+            let samples = moves(space, 15);
+            let figures = Figure::of_first("a move in the maps", &case, &samples, None);
+            part.figures.extend(figures);
+        }
     }
     drop(spaces);
     eprintln!("host: page tables");
