@@ -112,6 +112,11 @@ impl Writer {
         self.nr_guards
     }
 
+    /// Returns the number of leaves that are folded, in both maps.
+    pub fn nr_folded(&self) -> u64 {
+        self.p2m.nr_folded().saturating_add(self.m2p.nr_folded())
+    }
+
     /// Counts a frame that comes and one that goes, as far as they are the domain's.
     fn count(&mut self, old: Entry, new: Entry) {
         // OVERFLOW: There are far fewer than 2^64 frames, and one that goes was counted before.
@@ -158,13 +163,29 @@ pub enum SetError {
     Elsewhere(Pfn),
 }
 
+/// Returns the first number of those that a leaf has, of which `number` is one.
+const fn superpage_start(number: u64) -> u64 {
+    number & !(SUPERPAGE_PAGES - 1)
+}
+
+/// Returns whether all of the superpage at `start` is in a range.
+fn is_within(start: u64, range: PfnRange) -> bool {
+    range.start().get() <= start && start.saturating_add(SUPERPAGE_PAGES) <= range.end()
+}
+
 impl From<NoMemory> for SetError {
     fn from(_: NoMemory) -> Self {
         Self::NoMemory
     }
 }
 
+/// Number of pages in a superpage: as many as a leaf has words.
+pub const SUPERPAGE_PAGES: u64 = TABLE_WORDS as u64;
+
 /// P2M and M2P of a domain.
+///
+/// Leaves of both can be [folded](super::sparse). Who changes single entries unfolds their leaves
+/// first: by [`unfold()`](Self::unfold), which can fail, before what can't.
 ///
 /// # Invariants
 ///
@@ -253,14 +274,41 @@ impl Maps {
         (self.p2m.load(store, pfn.get()) == mfn.get()).then_some(pfn)
     }
 
-    /// Returns the leaf of a map with the word at `index`: the shared missing one where there is
-    /// none.
-    pub fn leaf<S: TableStore>(&self, store: &S, which: Which, index: u64) -> TableId {
-        let map = match which {
+    fn map(&self, which: Which) -> &Sparse {
+        match which {
             Which::P2m => &self.p2m,
             Which::M2p => &self.m2p,
+        }
+    }
+
+    /// Returns whether the leaf of a map with the word at `index` is folded, so that there is no
+    /// table to be looked at from outside.
+    pub fn is_folded<S: TableStore>(&self, store: &S, which: Which, index: u64) -> bool {
+        self.map(which).folded(store, index).is_some()
+    }
+
+    /// Makes a table of the leaf of a map with the word at `index`, if it's folded.
+    pub fn unfold_leaf<S: TableStore, V: Views>(
+        &self,
+        writer: &mut Writer,
+        store: &S,
+        views: &V,
+        which: Which,
+        index: u64,
+    ) -> Result<(), NoMemory> {
+        let watch = self.watch(store, views, which);
+        let writer = match which {
+            Which::P2m => &mut writer.p2m,
+            Which::M2p => &mut writer.m2p,
         };
-        map.leaf(store, index).unwrap_or_else(|| store.missing(0))
+        self.map(which).unfold(writer, store, &watch, index)
+    }
+
+    /// Returns the leaf of a map with the word at `index`: the shared missing one where there is
+    /// none, or where it is folded.
+    pub fn leaf<S: TableStore>(&self, store: &S, which: Which, index: u64) -> TableId {
+        let leaf = self.map(which).leaf(store, index);
+        leaf.unwrap_or_else(|| store.missing(0))
     }
 
     fn watch<'a, S, V>(&self, store: &'a S, views: &'a V, which: Which) -> Generation<'a, S, V> {
@@ -305,6 +353,10 @@ impl Maps {
         let old = self.lookup(store, pfn);
         if old == entry {
             return Ok(old);
+        }
+        if let Some(mfn) = old.owned() {
+            // Then it can be taken out of the M2P.
+            self.unfold_leaf(writer, store, views, Which::M2p, mfn.get())?;
         }
         if let Some(mfn) = entry.owned() {
             if let Some(elsewhere) = self.mfn_to_pfn(store, mfn) {
@@ -360,8 +412,151 @@ impl Maps {
         Ok(())
     }
 
+    /// Unfolds the leaves of all PFNs of a range, and of the frames there; or with `but_whole` only
+    /// those that have something outside of the range, too.
+    ///
+    /// After an error the entries are as before.
+    pub fn unfold<S: TableStore, V: Views>(
+        &self,
+        writer: &mut Writer,
+        store: &S,
+        views: &V,
+        range: PfnRange,
+        but_whole: bool,
+    ) -> Result<(), NoMemory> {
+        if writer.nr_folded() == 0 {
+            return Ok(());
+        }
+        let stays = |start| but_whole && is_within(start, range);
+        let mut leaf = None;
+        for pfn in range.iter() {
+            let start = superpage_start(pfn.get());
+            if (pfn == range.start() || start == pfn.get()) && !stays(start) {
+                self.unfold_leaf(writer, store, views, Which::P2m, start)?;
+            }
+            let Some(mfn) = self.lookup(store, pfn).owned() else {
+                continue;
+            };
+            // Frames of the same leaf tend to be next to each other.
+            if leaf.replace(superpage_start(mfn.get())) == leaf {
+                continue;
+            }
+            match self.m2p.folded(store, mfn.get()) {
+                Some(start) if !stays(start) => {
+                    self.unfold_leaf(writer, store, views, Which::M2p, mfn.get())?;
+                }
+                _ => (),
+            }
+        }
+        Ok(())
+    }
+
+    /// Folds the leaves of the superpages of a range.
+    pub fn fold<S: TableStore, V: Views>(
+        &self,
+        writer: &mut Writer,
+        store: &S,
+        views: &V,
+        range: PfnRange,
+    ) {
+        let mut start = range.start().get().next_multiple_of(SUPERPAGE_PAGES);
+        while is_within(start, range) {
+            let mfn = Pfn::new(start).and_then(|pfn| self.superpage(store, pfn));
+            if let Some(mfn) = mfn {
+                let watch = self.watch(store, views, Which::M2p);
+                self.m2p.fold(&mut writer.m2p, store, &watch, mfn.get());
+                let watch = self.watch(store, views, Which::P2m);
+                self.p2m.fold(&mut writer.p2m, store, &watch, start);
+            }
+            // OVERFLOW: It is in a range of PFNs.
+            start += SUPERPAGE_PAGES;
+        }
+    }
+
+    /// Returns the first frame of the superpage that `pfn` is in, if there is one: frames of the
+    /// domain that follow each other, both they and their PFNs aligned to their number.
+    pub fn superpage<S: TableStore>(&self, store: &S, pfn: Pfn) -> Option<Mfn> {
+        let start = superpage_start(pfn.get());
+        let first = self.lookup(store, Pfn::new(start)?).owned()?;
+        if superpage_start(first.get()) != first.get() {
+            return None;
+        }
+        let is_run = match self.p2m.folded(store, start) {
+            Some(number) => number == first.get(),
+            None => store
+                .table(self.leaf(store, Which::P2m, start))
+                .is_run(first.get()),
+        };
+        is_run.then_some(first)
+    }
+
+    /// Puts a superpage at the PFNs from `pfn` on, both aligned to the number of its pages, and
+    /// passes what was there to `release`. None of its frames is anywhere yet, and what is there are
+    /// frames of the domain or nothing.
+    ///
+    /// After an error the entries are as before.
+    pub fn set_superpage<S: TableStore, V: Views>(
+        &self,
+        writer: &mut Writer,
+        store: &S,
+        views: &V,
+        (range, first): (PfnRange, Mfn),
+        mut release: impl FnMut(Gone),
+    ) -> Result<(), NoMemory> {
+        let start = range.start().get();
+        self.unfold(writer, store, views, range, true)?;
+        let watch = self.watch(store, views, Which::M2p);
+        self.m2p
+            .reserve_link(&mut writer.m2p, store, &watch, first.get())?;
+        let watch = self.watch(store, views, Which::P2m);
+        let reserved = self.p2m.reserve_link(&mut writer.p2m, store, &watch, start);
+        if reserved.is_err() {
+            self.prune_m2p(writer, store, views, first, first);
+            return reserved;
+        }
+
+        // Now nothing can go wrong any more.
+        let Writer {
+            p2m,
+            m2p,
+            nr_frames,
+            ..
+        } = writer;
+        let watch = self.watch(store, views, Which::M2p);
+        self.m2p
+            .replace_run(m2p, store, &watch, first.get(), Some(start), |_, _| ());
+        let mut old = [INVALID; TABLE_WORDS];
+        let watch = self.watch(store, views, Which::P2m);
+        self.p2m
+            .replace_run(p2m, store, &watch, start, Some(first.get()), |at, word| {
+                // PANIC: The index is masked to the number of words.
+                old[(at & (SUPERPAGE_PAGES - 1)) as usize] = word;
+            });
+        let mut span: Option<(Mfn, Mfn)> = None;
+        for ((pfn, index), word) in range.iter().zip(0..).zip(old) {
+            let old = Entry::from_raw(word);
+            let new = first.checked_add(index);
+            // OVERFLOW: There are far fewer than 2^64 frames, and one that goes was counted before.
+            *nr_frames += 1;
+            if let Some(mfn) = old.owned() {
+                *nr_frames -= 1;
+                self.forget_within(m2p, store, views, mfn, range);
+                let (low, high) = span.unwrap_or((mfn, mfn));
+                span = Some((low.min(mfn), high.max(mfn)));
+            }
+            views.changed(pfn, old, new.map_or(Entry::Invalid, Entry::Present));
+            if let Some(mfn) = old.owned() {
+                release(Gone::Frame(mfn));
+            }
+        }
+        if let Some(span) = span {
+            self.prune_frames(writer, store, views, span);
+        }
+        Ok(())
+    }
+
     /// Puts a frame for which there is a table in the place of another one. It can't fail, and
-    /// returns the old one, if there was one to be replaced.
+    /// returns the old one, if there was one to be replaced. Neither leaf is folded.
     pub fn replace<S: TableStore, V: Views>(
         &self,
         _: &mut Writer,
@@ -394,7 +589,8 @@ impl Maps {
         self.prune_m2p(writer, store, views, first, last);
     }
 
-    /// Exchanges the frames of two PFNs, if both have one. It needs no table, so it can't fail.
+    /// Exchanges the frames of two PFNs, if both have one. It needs no table, so it can't fail. No
+    /// leaf of theirs is folded.
     pub fn exchange<S: TableStore, V: Views>(
         &self,
         _: &mut Writer,
@@ -471,10 +667,33 @@ impl Maps {
     /// Takes a frame out of the M2P.
     fn forget<S: TableStore, V: Views>(&self, writer: &mut Writer, store: &S, views: &V, mfn: Mfn) {
         let watch = self.watch(store, views, Which::M2p);
-        // Storing `INVALID` needs no table, so it can't fail.
+        // Storing `INVALID` where no leaf is folded needs no table, so it can't fail.
         let _ = self
             .m2p
             .store(&mut writer.m2p, store, &watch, mfn.get(), INVALID);
+    }
+
+    /// Takes a frame out of the M2P which leaves a range of PFNs, as all that were there do. If its
+    /// leaf is folded, they are in that range, and all of the leaf goes.
+    fn forget_within<S: TableStore, V: Views>(
+        &self,
+        writer: &mut sparse::Writer,
+        store: &S,
+        views: &V,
+        mfn: Mfn,
+        range: PfnRange,
+    ) {
+        let watch = self.watch(store, views, Which::M2p);
+        match self.m2p.folded(store, mfn.get()) {
+            Some(start) if is_within(start, range) => {
+                self.m2p
+                    .replace_run(writer, store, &watch, mfn.get(), None, |_, _| ());
+            }
+            // It isn't folded, and then storing `INVALID` needs no table.
+            _ => {
+                let _ = self.m2p.store(writer, store, &watch, mfn.get(), INVALID);
+            }
+        }
     }
 
     fn prune_m2p<S: TableStore, V: Views>(
@@ -490,8 +709,11 @@ impl Maps {
             .prune(&mut writer.m2p, store, &watch, first.get(), last.get());
     }
 
-    /// Empties a range in both maps, passing each frame that goes to `release`, and gives back the
-    /// tables that hold nothing any more.
+    /// Empties a range in both maps, passing each frame that goes to `release`, in the order of PFNs,
+    /// and gives back the tables that hold nothing any more.
+    ///
+    /// It can't fail. No leaf is folded that has something outside of the range, too:
+    /// [`unfold()`](Self::unfold) sees to that.
     pub fn clear<S: TableStore, V: Views>(
         &self,
         writer: &mut Writer,
@@ -501,20 +723,37 @@ impl Maps {
         mut release: impl FnMut(Gone),
     ) {
         let mut span: Option<(Mfn, Mfn)> = None;
+        let mut run = None;
         for pfn in range.iter() {
-            let entry = self.lookup(store, pfn);
+            let start = superpage_start(pfn.get());
+            let watch = self.watch(store, views, Which::P2m);
+            if start == pfn.get() && is_within(start, range) {
+                // All of a folded leaf goes at once.
+                run = self.p2m.folded(store, start).and_then(Mfn::new);
+                if run.is_some() {
+                    let p2m = &mut writer.p2m;
+                    self.p2m
+                        .replace_run(p2m, store, &watch, start, None, |_, _| ());
+                }
+            }
+            let entry = match run.filter(|_| is_within(start, range)) {
+                // OVERFLOW: The PFN isn't before the first one of its superpage.
+                Some(first) => first
+                    .checked_add(pfn.get() - start)
+                    .map_or(Entry::Invalid, Entry::Present),
+                None => self.lookup(store, pfn),
+            };
             if entry == Entry::Invalid {
                 continue;
             }
-            let watch = self.watch(store, views, Which::P2m);
-            // Storing `INVALID` needs no table, so it can't fail.
+            // Storing `INVALID` where no leaf is folded needs no table, so it can't fail.
             let _ = self
                 .p2m
                 .store(&mut writer.p2m, store, &watch, pfn.get(), INVALID);
             writer.count(entry, Entry::Invalid);
             views.changed(pfn, entry, Entry::Invalid);
             if let Some(mfn) = entry.owned() {
-                self.forget(writer, store, views, mfn);
+                self.forget_within(&mut writer.m2p, store, views, mfn, range);
                 let (first, last) = span.unwrap_or((mfn, mfn));
                 span = Some((first.min(mfn), last.max(mfn)));
                 release(Gone::Frame(mfn));

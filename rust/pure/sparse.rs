@@ -4,13 +4,18 @@
 //!
 //! ```text
 //!  root ──► level 2 ──► level 1 ──► leaf (level 0): 512 words
-//!                │           └────► leaf
+//!                │           ├────► leaf
+//!                │           └ folded: 512 words that follow each other, without a table
 //!                └────► missing(1) ──► missing(0): 512 times INVALID
 //! ```
 //!
 //! The tree is only as high as the highest index needs. Where nothing was stored, it ends in tables
 //! that all arrays share, as `p2m_missing` and `p2m_mid_missing` of `arch/x86/xen/p2m.c`, so a lookup
 //! has no special cases: it follows as many links as the tree is high.
+//!
+//! A leaf the words of which follow each other can be *folded*: in place of its link there is its
+//! first word, with a tag. That is only another form of the leaf. Lookups see the same words, but a
+//! word of it can't be changed before it's [unfolded](Sparse::unfold), which needs a table.
 //!
 //! # Concurrency
 //!
@@ -50,12 +55,18 @@ pub trait Watch {
 #[derive(Debug)]
 pub struct Writer {
     nr_tables: u64,
+    nr_folded: u64,
 }
 
 impl Writer {
     /// Returns the number of tables that the array has for itself.
     pub fn nr_tables(&self) -> u64 {
         self.nr_tables
+    }
+
+    /// Returns the number of leaves that are folded.
+    pub fn nr_folded(&self) -> u64 {
+        self.nr_folded
     }
 }
 
@@ -64,8 +75,8 @@ impl Writer {
 /// # Invariants
 ///
 /// `root` is the id of a table, tagged with its level, at most [`MAX_LEVEL`]. The words of a table
-/// at level `n > 0` are ids of tables at level `n - 1`. All tables are shared missing ones or owned
-/// by the array, and are linked once.
+/// at level `n > 0` are ids of tables at level `n - 1`, or at level 1 folded leaves. All tables are
+/// shared missing ones or owned by the array, and are linked once.
 pub struct Sparse {
     root: AtomicU64,
 }
@@ -122,6 +133,48 @@ fn blank<S: TableStore>(store: &S, level: usize) -> u64 {
     }
 }
 
+/// The tag of a link that is a folded leaf.
+const FOLDED: u64 = 1;
+
+/// Where the first word of a folded leaf begins.
+const FIRST_SHIFT: u32 = TableId::TAG_MASK.trailing_ones();
+
+/// The first words of leaves that can be folded are at most this.
+const MAX_FIRST: u64 = (u64::MAX >> FIRST_SHIFT) - TABLE_WORDS as u64;
+
+/// Returns the first word of a folded leaf, if a link is one.
+#[inline]
+const fn folded(link: u64) -> Option<u64> {
+    if link & FOLDED != 0 {
+        Some(link >> FIRST_SHIFT)
+    } else {
+        None
+    }
+}
+
+/// Returns the link that is a folded leaf.
+const fn fold(first: u64) -> u64 {
+    (first << FIRST_SHIFT) | FOLDED
+}
+
+/// Returns the word at `index` of a folded leaf.
+#[inline]
+const fn folded_word(first: u64, index: u64) -> u64 {
+    // OVERFLOW: A first word is at most `MAX_FIRST`.
+    first + (index & (TABLE_WORDS as u64 - 1))
+}
+
+/// Where a walk ends.
+#[derive(Clone, Copy)]
+enum Found {
+    /// At a leaf, which may be the shared missing one.
+    Leaf(TableId),
+    /// At a folded leaf, with this first word.
+    Folded(u64),
+    /// The tree doesn't reach that far.
+    Nothing,
+}
+
 impl Sparse {
     /// Makes an empty array, which needs no table.
     pub fn new<S: TableStore>(store: &S) -> (Self, Writer) {
@@ -133,7 +186,11 @@ impl Sparse {
         let array = Self {
             root: AtomicU64::new(root.word()),
         };
-        (array, Writer { nr_tables: 0 })
+        let writer = Writer {
+            nr_tables: 0,
+            nr_folded: 0,
+        };
+        (array, writer)
     }
 
     #[inline]
@@ -144,9 +201,10 @@ impl Sparse {
     /// Returns the word at `index`.
     #[inline]
     pub fn load<S: TableStore>(&self, store: &S, index: u64) -> u64 {
-        match self.leaf(store, index) {
-            Some(leaf) => store.table(leaf).load(index),
-            None => INVALID,
+        match self.find(store, index) {
+            Found::Leaf(leaf) => store.table(leaf).load(index),
+            Found::Folded(first) => folded_word(first, index),
+            Found::Nothing => INVALID,
         }
     }
 
@@ -158,9 +216,14 @@ impl Sparse {
             // CAST: A small number.
             let in_leaf = TABLE_WORDS - (index % TABLE_WORDS as u64) as usize;
             let (part, rest) = left.split_at_mut(in_leaf.min(left.len()));
-            match self.leaf(store, index) {
-                Some(leaf) => store.table(leaf).load_run(index, part),
-                None => part.fill(INVALID),
+            match self.find(store, index) {
+                Found::Leaf(leaf) => store.table(leaf).load_run(index, part),
+                Found::Folded(first) => {
+                    for (word, number) in part.iter_mut().zip(folded_word(first, index)..) {
+                        *word = number;
+                    }
+                }
+                Found::Nothing => part.fill(INVALID),
             }
             // No tree has a word for an index that high.
             index = index.saturating_add(part.len() as u64);
@@ -169,27 +232,50 @@ impl Sparse {
     }
 
     /// Returns the leaf with the word at `index`, which may be the shared missing one, or [`None`]
-    /// if the tree doesn't reach that far.
+    /// if the tree doesn't reach that far, or if the leaf is folded.
     #[inline]
     pub fn leaf<S: TableStore>(&self, store: &S, index: u64) -> Option<TableId> {
+        match self.find(store, index) {
+            Found::Leaf(leaf) => Some(leaf),
+            Found::Folded(_) | Found::Nothing => None,
+        }
+    }
+
+    /// Returns the first word of the leaf with the word at `index`, if it is folded.
+    #[inline]
+    pub fn folded<S: TableStore>(&self, store: &S, index: u64) -> Option<u64> {
+        match self.find(store, index) {
+            Found::Folded(first) => Some(first),
+            Found::Leaf(_) | Found::Nothing => None,
+        }
+    }
+
+    #[inline]
+    fn find<S: TableStore>(&self, store: &S, index: u64) -> Found {
         let root = self.root();
         if !root.covers(index) {
-            return None;
+            return Found::Nothing;
         }
         let mut id = root.id;
-        let mut follow = |level| id = TableId::untag(store.table(id).load(shift(index, level)));
+        let link = |id: TableId, level| store.table(id).load(shift(index, level));
         // All translations wait for this. Few trees are higher than two levels of links, which have
         // shifts that are constants.
         if root.level > 2 {
-            (3..=root.level).rev().for_each(&mut follow);
+            for level in (3..=root.level).rev() {
+                id = TableId::untag(link(id, level));
+            }
         }
         if root.level >= 2 {
-            follow(2);
+            id = TableId::untag(link(id, 2));
         }
         if root.level >= 1 {
-            follow(1);
+            let link = link(id, 1);
+            if let Some(first) = folded(link) {
+                return Found::Folded(first);
+            }
+            id = TableId::untag(link);
         }
-        Some(id)
+        Found::Leaf(id)
     }
 
     /// Returns the first index, from `index` on, at which there is a leaf of the array's own, and
@@ -215,7 +301,11 @@ impl Sparse {
                 return Some(span(level + 1));
             }
             if level > 0 {
-                id = TableId::untag(store.table(id).load(shift(index, level)));
+                let link = store.table(id).load(shift(index, level));
+                if folded(link).is_some() {
+                    return None;
+                }
+                id = TableId::untag(link);
             }
         }
         None
@@ -223,7 +313,8 @@ impl Sparse {
 
     /// Stores `word` at `index`, and makes what tables it needs.
     ///
-    /// Storing [`INVALID`] where nothing is needs none. After an error the array is as before.
+    /// Storing [`INVALID`] needs none, but where the leaf is folded. After an error the array is as
+    /// before.
     pub fn store<S: TableStore>(
         &self,
         writer: &mut Writer,
@@ -232,16 +323,17 @@ impl Sparse {
         index: u64,
         word: u64,
     ) -> Result<(), NoMemory> {
-        if let Some(leaf) = self.leaf(store, index) {
-            if leaf != store.missing(0) {
+        match self.find(store, index) {
+            Found::Leaf(leaf) if leaf != store.missing(0) => {
                 store.table(leaf).store(index, word);
                 return Ok(());
             }
+            Found::Folded(first) if folded_word(first, index) == word => return Ok(()),
+            Found::Folded(_) => (),
+            Found::Leaf(_) | Found::Nothing if word == INVALID => return Ok(()),
+            Found::Leaf(_) | Found::Nothing => (),
         }
-        if word == INVALID {
-            return Ok(());
-        }
-        match self.install(writer, store, watch, index) {
+        match self.install(writer, store, watch, index, 0) {
             Ok(leaf) => {
                 store.table(leaf).store(index, word);
                 Ok(())
@@ -253,7 +345,8 @@ impl Sparse {
         }
     }
 
-    /// Makes the leaf for `index`, so that [`replace()`](Self::replace) works there until it's pruned.
+    /// Makes the leaf for `index`, so that [`replace()`](Self::replace) works there until it's pruned
+    /// or folded.
     pub fn reserve<S: TableStore>(
         &self,
         writer: &mut Writer,
@@ -261,13 +354,125 @@ impl Sparse {
         watch: &impl Watch,
         index: u64,
     ) -> Result<(), NoMemory> {
-        match self.install(writer, store, watch, index) {
+        self.reserve_level(writer, store, watch, index, 0)
+    }
+
+    /// Makes what leads to the leaf for `index`, so that [`replace_run()`](Self::replace_run) works
+    /// there until it's pruned.
+    pub fn reserve_link<S: TableStore>(
+        &self,
+        writer: &mut Writer,
+        store: &S,
+        watch: &impl Watch,
+        index: u64,
+    ) -> Result<(), NoMemory> {
+        self.reserve_level(writer, store, watch, index, 1)
+    }
+
+    fn reserve_level<S: TableStore>(
+        &self,
+        writer: &mut Writer,
+        store: &S,
+        watch: &impl Watch,
+        index: u64,
+        level: usize,
+    ) -> Result<(), NoMemory> {
+        match self.install(writer, store, watch, index, level) {
             Ok(_) => Ok(()),
             Err(NoMemory) => {
                 self.prune(writer, store, watch, index, index);
                 Err(NoMemory)
             }
         }
+    }
+
+    /// Makes a table of the leaf with the word at `index`, if it's folded.
+    pub fn unfold<S: TableStore>(
+        &self,
+        writer: &mut Writer,
+        store: &S,
+        watch: &impl Watch,
+        index: u64,
+    ) -> Result<(), NoMemory> {
+        if self.folded(store, index).is_some() {
+            self.install(writer, store, watch, index, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Folds the leaf with the word at `index`, if its words follow each other and there is a link to
+    /// it, and returns whether it is folded.
+    pub fn fold<S: TableStore>(
+        &self,
+        writer: &mut Writer,
+        store: &S,
+        watch: &impl Watch,
+        index: u64,
+    ) -> bool {
+        let leaf = match self.find(store, index) {
+            Found::Leaf(leaf) => store.table(leaf),
+            Found::Folded(_) => return true,
+            Found::Nothing => return false,
+        };
+        let first = leaf.load(0);
+        first <= MAX_FIRST
+            && leaf.is_run(first)
+            && self.replace_run(writer, store, watch, index, Some(first), |_, _| ())
+    }
+
+    /// Has the leaf with the word at `index` be a folded one with the first word `first`, or the
+    /// missing one. Passes each index of the leaf and the word that was there to `gone`, but if it
+    /// was the missing one. Returns whether there is a link for it.
+    ///
+    /// It needs no memory. Who stores something else there meanwhile has to be excluded.
+    pub fn replace_run<S: TableStore>(
+        &self,
+        writer: &mut Writer,
+        store: &S,
+        watch: &impl Watch,
+        index: u64,
+        first: Option<u64>,
+        mut gone: impl FnMut(u64, u64),
+    ) -> bool {
+        let root = self.root();
+        let is_good = first.is_none_or(|first| first <= MAX_FIRST);
+        if !root.covers(index) || root.level == 0 || !is_good {
+            return false;
+        }
+        let mut id = root.id;
+        for level in (2..=root.level).rev() {
+            id = TableId::untag(store.table(id).load(shift(index, level)));
+        }
+        // Nobody writes to a shared table.
+        if id == store.missing(1) {
+            return false;
+        }
+        let table = store.table(id);
+        let slot = shift(index, 1);
+        let old = table.load(slot);
+        let missing = store.missing(0).get();
+        let new = first.map_or(missing, fold);
+        if old == new {
+            return true;
+        }
+        watch.before();
+        // INVARIANT: A folded leaf, or the missing one, takes the place of another one.
+        table.store(slot, new);
+        watch.leaf_replaced(index);
+        watch.after();
+        // OVERFLOW: Each folded leaf was counted when it came. There are fewer than 2^64.
+        writer.nr_folded += u64::from(first.is_some());
+        writer.nr_folded -= u64::from(folded(old).is_some());
+        let start = index & !(TABLE_WORDS as u64 - 1);
+        let indices = (start..).take(TABLE_WORDS);
+        if let Some(first) = folded(old) {
+            indices.for_each(|index| gone(index, folded_word(first, index)));
+        } else if old != missing {
+            let leaf = TableId::untag(old);
+            indices.for_each(|index| gone(index, store.table(leaf).load(index)));
+            writer.retire(store, leaf);
+        }
+        true
     }
 
     /// Stores `word` at `index` if there is a leaf of the array's own, and returns whether there is.
@@ -283,16 +488,17 @@ impl Sparse {
         }
     }
 
-    /// Makes a leaf for `index` and what leads to it, as far as it is missing.
+    /// Makes a table at `down_to`, 0 or 1, for `index` and what leads to it, as far as it is missing.
     fn install<S: TableStore>(
         &self,
         writer: &mut Writer,
         store: &S,
         watch: &impl Watch,
         index: u64,
+        down_to: usize,
     ) -> Result<TableId, NoMemory> {
         let mut root = self.root();
-        while !root.covers(index) {
+        while !root.covers(index) || root.level < down_to {
             if root.level == MAX_LEVEL {
                 return Err(NoMemory);
             }
@@ -317,14 +523,22 @@ impl Sparse {
         }
 
         let mut id = root.id;
-        for level in (1..=root.level).rev() {
+        for level in (down_to + 1..=root.level).rev() {
             let table = store.table(id);
             let slot = shift(index, level);
-            id = TableId::untag(table.load(slot));
-            if id == store.missing(level - 1) {
+            let link = table.load(slot);
+            let folded = folded(link);
+            id = TableId::untag(link);
+            if folded.is_some() || id == store.missing(level - 1) {
                 id = writer.alloc(store, level - 1)?;
+                if let Some(first) = folded {
+                    store.table(id).fill_run(first);
+                    // OVERFLOW: The leaf was counted when it was folded.
+                    writer.nr_folded -= 1;
+                }
                 watch.before();
-                // INVARIANT: A new table takes the place of the missing one.
+                // INVARIANT: A new table takes the place of the missing one, or of a folded leaf with
+                // the same words.
                 table.store(slot, id.get());
                 if level == 1 {
                     watch.leaf_replaced(index);
@@ -398,7 +612,8 @@ impl Sparse {
         while let Some(below) = root.level.checked_sub(1) {
             let table = store.table(root.id);
             let missing = store.missing(below).get();
-            if (1..TABLE_WORDS as u64).any(|slot| table.load(slot) != missing) {
+            let has_more = (1..TABLE_WORDS as u64).any(|slot| table.load(slot) != missing);
+            if has_more || folded(table.load(0)).is_some() {
                 break;
             }
             let child = Root {
@@ -427,8 +642,12 @@ impl Sparse {
         };
         let missing = store.missing(below);
         for slot in shift(first, node.level)..=shift(last, node.level) {
+            let link = table.load(slot);
+            if folded(link).is_some() {
+                continue;
+            }
             let child = Root {
-                id: TableId::untag(table.load(slot)),
+                id: TableId::untag(link),
                 level: below,
             };
             // The part of the range that is in this child.
@@ -468,8 +687,14 @@ impl Sparse {
         if let Some(below) = node.level.checked_sub(1) {
             let table = store.table(node.id);
             for slot in 0..TABLE_WORDS as u64 {
+                let link = table.load(slot);
+                if folded(link).is_some() {
+                    // OVERFLOW: The leaf was counted when it was folded.
+                    writer.nr_folded -= 1;
+                    continue;
+                }
                 let child = Root {
-                    id: TableId::untag(table.load(slot)),
+                    id: TableId::untag(link),
                     level: below,
                 };
                 Self::free_below(writer, store, child);

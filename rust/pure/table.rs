@@ -36,6 +36,13 @@ impl Table {
         }
     }
 
+    /// Sets all words of a table that nobody else can see yet: to `first`, and those that follow it.
+    pub fn fill_run(&self, first: u64) {
+        for (slot, word) in self.words.iter().zip(first..) {
+            slot.store(word, Ordering::Relaxed);
+        }
+    }
+
     /// Returns the word that `index` selects by its low [`TABLE_BITS`] bits.
     ///
     /// What was written before that word was stored is seen from now on.
@@ -96,6 +103,14 @@ impl Table {
         // CAST: Masked to the few bits that an index has.
         // PANIC: The mask makes the index smaller than the number of words.
         &self.words[(first & (TABLE_WORDS as u64 - 1)) as usize..]
+    }
+
+    /// Returns whether the words are `first`, and those that follow it.
+    pub fn is_run(&self, first: u64) -> bool {
+        self.words
+            .iter()
+            .zip(first..)
+            .all(|(slot, word)| slot.load(Ordering::Relaxed) == word)
     }
 
     #[inline]

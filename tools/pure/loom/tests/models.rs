@@ -225,6 +225,49 @@ fn a_store_that_fails_is_not_noticed() {
     );
 }
 
+/// Whatever form a leaf has, its words are the same; and a word of a leaf that was unfolded changes.
+#[test]
+fn a_leaf_is_folded_and_unfolded_under_those_who_read_it() {
+    array_model(
+        &[0, 2, 3],
+        |array, writer| {
+            assert!(array.sparse.fold(writer, &array.store, &Nobody, 2));
+            array
+                .sparse
+                .unfold(writer, &array.store, &Nobody, 3)
+                .unwrap();
+            array.store(writer, 3, 9);
+        },
+        |array| {
+            assert_eq!(array.load(2), 2);
+            let first = array.load(3);
+            let second = array.load(3);
+            assert!([3, 9].contains(&first));
+            assert!(second == first || second == 9);
+            assert_eq!(array.load(2), 2);
+            assert_eq!(array.load(0), 0);
+        },
+    );
+}
+
+/// A store to a word of a folded leaf changes no other one.
+#[test]
+fn a_folded_leaf_that_is_written_to_keeps_its_other_words() {
+    array_model(
+        &[0, 2, 3],
+        |array, writer| {
+            assert!(array.sparse.fold(writer, &array.store, &Nobody, 2));
+            array.store(writer, 2, INVALID);
+        },
+        |array| {
+            let before = array.load(2);
+            assert!([2, INVALID].contains(&before));
+            assert_eq!(array.load(3), 3);
+            assert!(before == 2 || array.load(2) == INVALID);
+        },
+    );
+}
+
 /// Two writers store to different indices of one leaf that isn't there: one makes it.
 #[test]
 fn two_writers_share_the_leaf_that_one_of_them_made() {
@@ -526,6 +569,38 @@ fn a_frame_that_was_replaced_is_nowhere() {
             assert!([None, Some(2)].contains(&new));
             assert!([None, Some(2)].contains(&old));
             assert!(new.is_none() || old.is_none());
+        },
+    );
+}
+
+/// A superpage takes the place of a frame, and then another one of the superpage.
+#[test]
+fn frames_that_a_superpage_replaced_are_nowhere() {
+    let superpage = |domain: &Domain<()>, writer: &mut map::Writer, first| {
+        let place = (PfnRange::new(2, 2).unwrap(), mfn(first));
+        domain
+            .maps
+            .set_superpage(writer, &domain.store, &(), place, |_| ())
+            .unwrap();
+    };
+    frames_model(
+        move |domain, writer| {
+            superpage(domain, writer, 4);
+            superpage(domain, writer, 6);
+        },
+        |domain, mfn_to_pfn| {
+            // In the order in which they come, the other way round: what is new is found no later.
+            let third = mfn_to_pfn(7);
+            let second = mfn_to_pfn(5);
+            let first = mfn_to_pfn(1);
+            assert!([None, Some(3)].contains(&third));
+            assert!([None, Some(3)].contains(&second));
+            assert!([None, Some(2)].contains(&first));
+            assert!(third.is_none() || (second.is_none() && first.is_none()));
+            assert!(second.is_none() || first.is_none());
+            let entry = domain.lookup(2).owned().map(Mfn::get);
+            assert!([Some(1), Some(4), Some(6)].contains(&entry));
+            assert!(third.is_none() || entry == Some(6));
         },
     );
 }

@@ -11,6 +11,7 @@
 
 mod dma;
 mod entry;
+mod folded;
 mod frame;
 mod map;
 mod policy;

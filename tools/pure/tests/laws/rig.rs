@@ -96,6 +96,27 @@ impl Array {
         self.sparse.replace(&self.store, index, word)
     }
 
+    /// Has a leaf be a folded one, or the missing one.
+    pub(crate) fn replace_run(&mut self, index: u64, first: Option<u64>) -> Result<bool, NoMemory> {
+        let (store, spy) = (&self.store, &self.spy);
+        self.sparse
+            .reserve_link(&mut self.writer, store, spy, index)?;
+        let writer = &mut self.writer;
+        Ok(self
+            .sparse
+            .replace_run(writer, store, spy, index, first, |_, _| ()))
+    }
+
+    pub(crate) fn fold(&mut self, index: u64) -> bool {
+        self.sparse
+            .fold(&mut self.writer, &self.store, &self.spy, index)
+    }
+
+    pub(crate) fn unfold(&mut self, index: u64) -> Result<(), NoMemory> {
+        self.sparse
+            .unfold(&mut self.writer, &self.store, &self.spy, index)
+    }
+
     pub(crate) fn load(&self, index: u64) -> u64 {
         self.sparse.load(&self.store, index)
     }
