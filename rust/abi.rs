@@ -104,6 +104,7 @@ commands! {
     p2m_fail_nth = P2M_CMD_FAIL_NTH, 24, 0;
     p2m_guard_check = P2M_CMD_GUARD_CHECK, 72, P2M_GUARD_REFILL;
     p2m_dma_plan = P2M_CMD_DMA_PLAN, 112, 0;
+    p2m_collapse = P2M_CMD_COLLAPSE, 56, 0;
     p2m_dma_buf_export = P2M_CMD_DMA_BUF_EXPORT, 32, 0;
 }
 

@@ -139,8 +139,11 @@ fn origin(domain: &Domain, command: &abi::p2m_region_create) -> Result<Origin> {
         }
         _ => return Err(EINVAL),
     }
-    let is_picky = is_guarded || has(abi::P2M_REGION_COLOUR) || has(abi::P2M_REGION_ON_DEMAND);
-    if is_picky && command.policy == abi::P2M_POLICY_CONTIGUOUS {
+    let is_picky = is_guarded || has(abi::P2M_REGION_COLOUR);
+    let is_run = command.policy == abi::P2M_POLICY_CONTIGUOUS;
+    if (is_picky && (is_run || command.policy == abi::P2M_POLICY_SUPERPAGE))
+        || (is_run && has(abi::P2M_REGION_ON_DEMAND))
+    {
         return Err(EINVAL);
     }
     Ok(origin)

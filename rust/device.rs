@@ -3,6 +3,7 @@
 //! `/dev/p2m`: the file operations, and which command is handled where.
 
 use kernel::{
+    bindings,
     fs::{
         File,
         Kiocb, //
@@ -10,12 +11,14 @@ use kernel::{
     iov::IovIterDest,
     miscdevice::{
         MiscDevice,
+        MiscDeviceOptions,
         MiscDeviceRegistration, //
     },
     mm::virt::VmaNew,
     prelude::*,
     seq_file::SeqFile,
     seq_print,
+    sync::SetOnce,
     uaccess::UserPtr, //
 };
 
@@ -38,6 +41,28 @@ use crate::{
     vma, //
 };
 
+/// The operations of files that are domains. They are never written to.
+struct Operations(bindings::file_operations);
+
+// SAFETY: It is only read.
+unsafe impl Send for Operations {}
+// SAFETY: As above.
+unsafe impl Sync for Operations {}
+
+/// The operations of a misc device, and what these don't have.
+static OPERATIONS: SetOnce<Operations> = SetOnce::new();
+
+/// Makes the operations of files. To be called once, before there are any.
+pub(crate) fn prepare(options: MiscDeviceOptions) -> Result {
+    // SAFETY: The operations of a misc device are a constant.
+    let mut operations = unsafe { *options.into_raw::<Domain>().fops };
+    operations.get_unmapped_area = Some(vma::get_unmapped_area);
+    match OPERATIONS.populate(Operations(operations)) {
+        true => Ok(()),
+        false => Err(EBUSY),
+    }
+}
+
 /// Calls the handler of a command by its number.
 macro_rules! dispatch {
     ($me:expr, $cmd:expr, $arg:expr, { $($command:ident => $handler:path,)* }) => {
@@ -53,6 +78,10 @@ impl MiscDevice for Domain {
     type Ptr = Pin<KBox<Self>>;
 
     fn open(file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
+        let operations = OPERATIONS.as_ref().ok_or(ENODEV)?;
+        // SAFETY: The file is being opened, so nobody uses it yet. The operations have the same owner
+        // as those that the file had, and are there as long as the module.
+        unsafe { (*file.as_ptr()).f_op = &operations.0 };
         Domain::new(file)
     }
 
@@ -84,6 +113,7 @@ impl MiscDevice for Domain {
             p2m_evacuate => live_commands::evacuate,
             p2m_contiguous => live_commands::contiguous,
             p2m_exchange => live_commands::exchange,
+            p2m_collapse => live_commands::collapse,
             p2m_audit => live_commands::audit,
             p2m_foreign_map => live_commands::map_foreign,
             p2m_foreign_unmap => live_commands::unmap_foreign,

@@ -59,6 +59,7 @@ use crate::{
     },
     inject::Injection,
     mapping::{
+        Invalidation,
         Mapping,
         Tracer, //
     },
@@ -97,6 +98,7 @@ use crate::{
 
 mod foreign;
 mod live;
+mod superpage;
 pub(crate) use live::{
     Moved,
     BATCH, //
@@ -135,6 +137,8 @@ struct Region {
     policy: u32,
     seed: u64,
     origin: Origin,
+    /// There are superpages, or were once.
+    has_superpages: bool,
     /// What pays for the pages. [`None`] while they are being allocated: the region keeps its place
     /// then, but isn't there yet.
     charge: Option<Charge>,
@@ -475,6 +479,7 @@ impl Domain {
             policy: request.policy,
             seed: request.seed,
             origin: request.origin,
+            has_superpages: request.policy == abi::P2M_POLICY_SUPERPAGE,
             charge: None,
         };
         state
@@ -503,20 +508,26 @@ impl Domain {
         self.injection.check(ENOMEM)?;
         let mut frames = KVVec::from_elem(Mfn::ZERO, nr_pages, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
         let mut source = self.source(&self.state.lock(), request.origin);
-        if nr_pages > 0 {
+        let has_superpages = request.policy == abi::P2M_POLICY_SUPERPAGE;
+        if has_superpages {
+            Self::fill_superpages(range, &mut source, &mut frames)?;
+        } else if nr_pages > 0 {
             rule.fill(&mut source, &mut frames)
                 .map_err(|error| source.reason(error))?;
         }
 
         let mut state = self.state.lock();
         let writer = &mut state.writer;
-        let (nr_installed, result) = self.install(writer, range, &frames);
+        let (nr_installed, result) = match has_superpages {
+            true => self.install_superpages(writer, range, &frames),
+            false => self.install(writer, range, &frames),
+        };
         let result = result.and_then(|()| self.install_guards(writer, &mut source));
         if let Err(error) = result {
             // With their guards.
-            self.depopulate(writer, range, |gone| Source.free(gone.mfn()));
+            self.depopulate(writer, range, Source::take_back);
             for &mfn in frames.iter().skip(nr_installed) {
-                Source.free(mfn);
+                Source::take_back(Gone::Frame(mfn));
             }
             return Err(error);
         }
@@ -604,9 +615,7 @@ impl Domain {
             return Err(EBUSY);
         }
         let region = state.remove(base).ok_or(ENOENT)?;
-        self.depopulate(&mut state.writer, region.range, |gone| {
-            Source.free(gone.mfn())
-        });
+        self.depopulate(&mut state.writer, region.range, Source::take_back);
         self.update_end(&mut state);
         trace_region(self.id, range, false);
         drop(state);
@@ -739,10 +748,7 @@ impl PinnedDrop for Domain {
         let nr_frames = writer.nr_frames();
         for region in regions.values() {
             this.maps
-                .clear(writer, this.store, &tracer, region.range, |gone| {
-                    // Of a foreign one it's our reference that goes.
-                    Source.free(gone.mfn());
-                });
+                .clear(writer, this.store, &tracer, region.range, Source::take_back);
             trace_region(*this.id, region.range, false);
         }
         this.counters.add(Counter::Released, nr_frames);
@@ -772,14 +778,16 @@ pub(crate) fn default_policy() -> u32 {
 }
 
 /// Policies that can be asked for, as a bit mask.
-pub(crate) const POLICIES: u64 =
-    1 << abi::P2M_POLICY_ANY | 1 << abi::P2M_POLICY_SCATTER | 1 << abi::P2M_POLICY_CONTIGUOUS;
+pub(crate) const POLICIES: u64 = 1 << abi::P2M_POLICY_ANY
+    | 1 << abi::P2M_POLICY_SCATTER
+    | 1 << abi::P2M_POLICY_CONTIGUOUS
+    | 1 << abi::P2M_POLICY_SUPERPAGE;
 
-/// Returns the policy that a number and its seed stand for.
+/// Returns the policy that a number and its seed stand for: that of single frames.
 pub(crate) fn rule(policy: u32, seed: u64) -> Result<Policy> {
     let rule = match policy {
         abi::P2M_POLICY_SCATTER => return Ok(Policy::Scatter { seed }),
-        abi::P2M_POLICY_ANY => Policy::Any,
+        abi::P2M_POLICY_ANY | abi::P2M_POLICY_SUPERPAGE => Policy::Any,
         abi::P2M_POLICY_CONTIGUOUS => Policy::Contiguous,
         _ => return Err(EOPNOTSUPP),
     };

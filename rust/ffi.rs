@@ -19,6 +19,21 @@ extern "C" {
     pub(crate) fn p2m_page_count(page: *const bindings::page) -> c_int;
     pub(crate) fn p2m_page_mapcount(page: *mut bindings::page) -> c_int;
     pub(crate) fn p2m_get_page(page: *mut bindings::page);
+    pub(crate) fn p2m_put_page(page: *mut bindings::page);
+    pub(crate) fn p2m_is_compound(page: *const bindings::page) -> bool;
+    pub(crate) fn p2m_alloc_superpage(gfp: bindings::gfp_t, nid: c_int) -> *mut bindings::page;
+    pub(crate) fn p2m_insert_superpage(
+        vmf: *mut bindings::vm_fault,
+        page: *mut bindings::page,
+    ) -> bindings::vm_fault_t;
+    pub(crate) fn p2m_fault_is_unmapped(vmf: *const bindings::vm_fault) -> bool;
+    pub(crate) fn p2m_fault_is_huge(vmf: *const bindings::vm_fault) -> bool;
+    pub(crate) fn p2m_insert_page(
+        vma: *mut bindings::vm_area_struct,
+        addr: c_ulong,
+        page: *mut bindings::page,
+    ) -> bindings::vm_fault_t;
+    pub(crate) fn p2m_vma_set_hugepage(vma: *mut bindings::vm_area_struct);
     pub(crate) fn p2m_is_no_memory(start: u64, size: u64) -> bool;
     pub(crate) fn p2m_is_locked_down() -> bool;
     pub(crate) fn p2m_max_pfn() -> c_ulong;

@@ -33,6 +33,10 @@ use crate::{
             PAGE_SHIFT,
             PAGE_SIZE, //
         },
+        map::{
+            Gone,
+            SUPERPAGE_PAGES, //
+        },
         policy::{
             Constraint,
             Exclusions,
@@ -132,7 +136,8 @@ const NODE_TRIES: u32 = 64;
 /// The page allocator as a source of frames.
 ///
 /// A frame that it gave is in use until it's freed, with a reference count of its own. There is a
-/// `struct page` for it.
+/// `struct page` for it. The frames of a *superpage* are one compound page, with one count for all
+/// of them: they come and go together, and are in the maps together, at PFNs as aligned as they are.
 pub(crate) struct Source;
 
 /// `GFP_USER | __GFP_ZERO | __GFP_ACCOUNT | __GFP_NOWARN`: memory for userspace, zeroed and charged
@@ -150,7 +155,48 @@ const GFP_BLOCK: bindings::gfp_t = GFP_FRAME
 /// For single frames: reclaim what can be reclaimed, but don't have anybody killed for it.
 const GFP_SINGLE: bindings::gfp_t = GFP_FRAME | 1 << bindings::___GFP_RETRY_MAYFAIL_BIT;
 
+/// For superpages that were asked for: reclaim and compact, but don't have anybody killed for it.
+const GFP_SUPERPAGE: bindings::gfp_t = GFP_SINGLE;
+
+/// For superpages that single frames would do as well for.
+const GFP_SUPERPAGE_LIGHT: bindings::gfp_t = GFP_BLOCK;
+
+/// log2 of the number of pages in a superpage.
+const SUPERPAGE_ORDER: u32 = SUPERPAGE_PAGES.ilog2();
+
 impl Source {
+    /// Returns the first frame of a superpage, from a zone and a node.
+    fn alloc_superpage_in(
+        &mut self,
+        gfp: bindings::gfp_t,
+        zone: bindings::gfp_t,
+        node: Option<c_int>,
+    ) -> Option<Mfn> {
+        let node = node.unwrap_or(bindings::NUMA_NO_NODE);
+        // SAFETY: It has no requirements in a context that may sleep.
+        Self::mfn(unsafe { ffi::p2m_alloc_superpage(gfp | zone, node) })
+    }
+
+    /// Returns whether a frame is one of a superpage.
+    pub(crate) fn is_superpage(mfn: Mfn) -> bool {
+        // SAFETY: There is a page for every frame that came from the page allocator.
+        unsafe { ffi::p2m_is_compound(Self::page(mfn)) }
+    }
+
+    /// Takes back what has left the maps. Frames of a superpage are passed in order: the last one
+    /// takes the others along.
+    pub(crate) fn take_back(gone: Gone) {
+        match gone {
+            Gone::Frame(mfn) if Self::is_superpage(mfn) => {
+                if mfn.get() % SUPERPAGE_PAGES == SUPERPAGE_PAGES - 1 {
+                    Source.free(mfn);
+                }
+            }
+            // Of a foreign one it's our reference that goes.
+            Gone::Frame(mfn) | Gone::Guard(mfn) | Gone::Foreign(mfn) => Source.free(mfn),
+        }
+    }
+
     /// Returns whether the machine has that many pages to spare.
     ///
     /// Without it, a hopeless request would first drive everybody else's memory out.
@@ -295,11 +341,22 @@ impl Source {
 
     /// Returns who has references to a frame.
     pub(crate) fn references(mfn: Mfn) -> References {
+        let page = Self::page(mfn);
         // SAFETY: There is a page for every frame that came from the page allocator.
-        let (nr_all, nr_mapped) = unsafe {
-            let page = Self::page(mfn);
-            (ffi::p2m_page_count(page), ffi::p2m_page_mapcount(page))
-        };
+        let count = || unsafe { ffi::p2m_page_count(page) };
+        let mut nr_all = count();
+        // SAFETY: As above.
+        let mut nr_mapped = unsafe { ffi::p2m_page_mapcount(page) };
+        // Pages are mapped and unmapped meanwhile: look again if one was.
+        for _ in 0..MAX_LOOKS {
+            let now = count();
+            if now == nr_all {
+                break;
+            }
+            nr_all = now;
+            // SAFETY: As above.
+            nr_mapped = unsafe { ffi::p2m_page_mapcount(page) };
+        }
         References {
             // OVERFLOW: Both are not negative.
             nr_unknown: nr_all - 1 - nr_mapped,
@@ -326,7 +383,7 @@ impl Source {
 ///
 /// # Invariants
 ///
-/// All are valid pages of order 0, to each of which we have a reference.
+/// All are valid pages, to each of which we have a reference.
 pub(crate) struct Pages {
     pages: KVVec<*mut bindings::page>,
 }
@@ -367,10 +424,13 @@ impl Drop for Pages {
     fn drop(&mut self) {
         for &page in &self.pages {
             // SAFETY: By the type invariants, which give up the reference here.
-            unsafe { bindings::__free_pages(page, 0) };
+            unsafe { ffi::p2m_put_page(page) };
         }
     }
 }
+
+/// How often references are counted again that change meanwhile.
+const MAX_LOOKS: u32 = 16;
 
 /// Who has references to a frame, at one moment.
 pub(crate) struct References {
@@ -390,9 +450,9 @@ impl FrameSource for Source {
     }
 
     fn free(&mut self, mfn: Mfn) {
-        // SAFETY: The frame came from here, so it's a page of order 0 which we have a reference to,
-        // and give it up.
-        unsafe { bindings::__free_pages(Self::page(mfn), 0) };
+        // SAFETY: The frame came from here, so we have a reference to its page, or to the compound
+        // page that it's a part of, and give it up.
+        unsafe { ffi::p2m_put_page(Self::page(mfn)) };
     }
 
     fn is_interrupted(&self) -> bool {
@@ -574,6 +634,29 @@ impl Filtered {
         }
     }
 
+    /// Returns the first frame of a superpage that is as asked. With `is_needed`, others' pages are
+    /// moved or written out for it.
+    pub(crate) fn alloc_superpage(&mut self, is_needed: bool) -> Option<Mfn> {
+        let (start, end) = self.origin.constraint.range;
+        // Nobody is driven out for what may be refused.
+        let gfp = match is_needed && (start, end) == Constraint::NONE.range {
+            true => GFP_SUPERPAGE,
+            false => GFP_SUPERPAGE_LIGHT,
+        };
+        if self.injection.should_fail() {
+            return None;
+        }
+        loop {
+            let first = Source.alloc_superpage_in(gfp, zone_below(end), self.origin.node)?;
+            // OVERFLOW: An MFN is below `Mfn::LIMIT`, and so is the end of a block.
+            let is_in_range = start <= first.get() && first.get() + SUPERPAGE_PAGES <= end;
+            if is_in_range && !self.exclusions.has_any(first, SUPERPAGE_PAGES) {
+                return Some(first);
+            }
+            self.refuse(first, SUPERPAGE_ORDER)?;
+        }
+    }
+
     /// Returns a block that has no frame which is kept out of.
     fn alloc_block(&mut self, order: u32) -> Option<Mfn> {
         let zone = zone_below(self.origin.constraint.range.1);
@@ -683,6 +766,9 @@ impl FrameSource for Filtered {
 }
 
 fn free_block(first: Mfn, order: u32) {
+    if Source::is_superpage(first) {
+        return Source.free(first);
+    }
     for index in 0..1 << order {
         if let Some(mfn) = first.checked_add(index) {
             Source.free(mfn);

@@ -48,6 +48,86 @@ void p2m_get_page(struct page *page)
 	get_page(page);
 }
 
+void p2m_put_page(struct page *page)
+{
+	put_page(page);
+}
+
+bool p2m_is_compound(const struct page *page)
+{
+	return PageCompound(page);
+}
+
+#ifdef CONFIG_TRANSPARENT_HUGEPAGE
+/*
+ * A folio that user page tables can map by one entry. No more than one node is
+ * asked if @nid is not NUMA_NO_NODE.
+ */
+struct page *p2m_alloc_superpage(gfp_t gfp, int nid)
+{
+	struct folio *folio;
+
+	if (nid == NUMA_NO_NODE)
+		folio = folio_alloc(gfp, HPAGE_PMD_ORDER);
+	else
+		folio = __folio_alloc(gfp | __GFP_THISNODE, HPAGE_PMD_ORDER,
+				      nid, NULL);
+	return folio ? folio_page(folio, 0) : NULL;
+}
+
+/*
+ * Map a superpage where nothing is mapped, by one entry. It is not made writable
+ * by force, so whatever is there by now, it does no harm.
+ */
+vm_fault_t p2m_insert_superpage(struct vm_fault *vmf, struct page *page)
+{
+	struct folio *folio = page_folio(page);
+
+	if (page != folio_page(folio, 0) || folio_order(folio) != HPAGE_PMD_ORDER)
+		return VM_FAULT_FALLBACK;
+	return vmf_insert_folio_pmd(vmf, folio, false);
+}
+#else
+struct page *p2m_alloc_superpage(gfp_t gfp, int nid)
+{
+	return NULL;
+}
+
+vm_fault_t p2m_insert_superpage(struct vm_fault *vmf, struct page *page)
+{
+	return VM_FAULT_FALLBACK;
+}
+#endif
+
+/* Whether nothing at all is mapped where a superpage would be. */
+bool p2m_fault_is_unmapped(const struct vm_fault *vmf)
+{
+	return pmd_none(READ_ONCE(*vmf->pmd));
+}
+
+/* Whether a superpage is mapped there, by one entry. */
+bool p2m_fault_is_huge(const struct vm_fault *vmf)
+{
+	return pmd_leaf(READ_ONCE(*vmf->pmd));
+}
+
+/* As vm_insert_page(), for mappings that have no VM_MIXEDMAP. */
+vm_fault_t p2m_insert_page(struct vm_area_struct *vma, unsigned long addr,
+			   struct page *page)
+{
+	struct vm_fault vmf = {
+		.vma = vma,
+		.address = addr,
+	};
+
+	return vmf_insert_page_mkwrite(&vmf, page, false);
+}
+
+void p2m_vma_set_hugepage(struct vm_area_struct *vma)
+{
+	vm_flags_set(vma, VM_HUGEPAGE);
+}
+
 bool p2m_is_no_memory(u64 start, u64 size)
 {
 	return region_intersects(start, size, IORESOURCE_SYSTEM_RAM,

@@ -6,12 +6,15 @@
 #ifndef _P2M_HELPERS_H
 #define _P2M_HELPERS_H
 
+#include <linux/mm_types.h>
 #include <linux/types.h>
 
 struct address_space;
 struct inode;
 struct page;
 struct user_struct;
+struct vm_area_struct;
+struct vm_fault;
 
 unsigned long p2m_page_to_pfn(const struct page *page);
 struct page *p2m_pfn_to_page(unsigned long pfn);
@@ -19,6 +22,15 @@ void *p2m_page_address(struct page *page);
 int p2m_page_count(const struct page *page);
 int p2m_page_mapcount(struct page *page);
 void p2m_get_page(struct page *page);
+void p2m_put_page(struct page *page);
+bool p2m_is_compound(const struct page *page);
+struct page *p2m_alloc_superpage(gfp_t gfp, int nid);
+vm_fault_t p2m_insert_superpage(struct vm_fault *vmf, struct page *page);
+bool p2m_fault_is_unmapped(const struct vm_fault *vmf);
+bool p2m_fault_is_huge(const struct vm_fault *vmf);
+vm_fault_t p2m_insert_page(struct vm_area_struct *vma, unsigned long addr,
+			   struct page *page);
+void p2m_vma_set_hugepage(struct vm_area_struct *vma);
 bool p2m_is_no_memory(u64 start, u64 size);
 bool p2m_is_locked_down(void);
 unsigned long p2m_max_pfn(void);

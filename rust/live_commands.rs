@@ -92,7 +92,7 @@ pub(crate) fn move_pages(domain: &Domain, command: &mut abi::p2m_move) -> Result
         return Err(EINVAL);
     }
     let policy = domain::rule(command.policy, command.seed)?;
-    if policy == Policy::Contiguous {
+    if policy == Policy::Contiguous || command.policy == abi::P2M_POLICY_SUPERPAGE {
         return Err(EOPNOTSUPP);
     }
     let (out_pages, out_busy) = (&mut command.out_pages, &mut command.out_busy);
@@ -169,6 +169,21 @@ pub(crate) fn contiguous(domain: &Domain, command: &mut abi::p2m_contiguous) -> 
         })?;
     domain.counters().add(Counter::Moved, range.nr_pages());
     Ok(())
+}
+
+/// `P2M_COLLAPSE`
+pub(crate) fn collapse(domain: &Domain, command: &mut abi::p2m_collapse) -> Result {
+    let (out_pages, out_superpages) = (&mut command.out_pages, &mut command.out_superpages);
+    let out_busy = &mut command.out_busy;
+    (*out_pages, *out_superpages, *out_busy) = (0, 0, 0);
+    let next = &mut command.out_next_pfn;
+    for_batches(command.start_pfn, command.nr_pages, next, |batch| {
+        let collapsed = domain.collapse(batch)?;
+        *out_pages += collapsed.nr_pages;
+        *out_superpages += collapsed.nr_superpages;
+        *out_busy += collapsed.nr_busy;
+        Ok(())
+    })
 }
 
 /// `P2M_EXCHANGE`

@@ -104,6 +104,7 @@ impl kernel::InPlaceModule for P2m {
         try_pin_init!(Self {
             _missing: {
                 domain::check_parameters()?;
+                device::prepare(options)?;
                 space::register_backends()?;
                 MissingTables::new()?
             },

@@ -477,7 +477,12 @@ impl Machine for Host<'_> {
     }
 
     fn protect(&self, pfn: Pfn) -> Result<(), Busy> {
-        let range = PfnRange::new(pfn.get(), 1).map_err(|_| Busy)?;
+        // What maps another page of the same superpage has a reference, too.
+        let superpage = self.domain.superpage_at(pfn.get());
+        let range = match superpage {
+            Some(place) => place,
+            None => PfnRange::new(pfn.get(), 1).map_err(|_| Busy)?,
+        };
         let mfn = self.entry(pfn.get()).owned().ok_or(Busy)?;
         if self.domain.injection().should_fail() {
             return Err(Busy);

@@ -5,6 +5,11 @@
 //! Nothing is kept about a mapping: it may be split, moved, grown, copied by `fork()` and unmapped in
 //! parts, as the page offset of an address tells everything. Mappings of memory and of tables have
 //! different operations, so that a writable one that grows never comes to show a table.
+//!
+//! Superpages are mapped by one entry, where a mapping was made of a region that has them, and where
+//! address and offset allow it. Such a mapping has no `VM_MIXEDMAP`, as with it the kernel would lose
+//! count of a superpage when it splits the entry. Who inserts such an entry excludes all others, and
+//! who inserts pages doesn't where there is one. So neither meets the other half-way.
 
 use core::ptr;
 
@@ -21,6 +26,7 @@ use kernel::{
 
 use crate::{
     domain::Domain,
+    ffi,
     frames::Source,
     pure::{
         frame::{
@@ -29,7 +35,10 @@ use crate::{
             PAGE_SHIFT,
             PAGE_SIZE, //
         },
-        map::Which,
+        map::{
+            Which,
+            SUPERPAGE_PAGES, //
+        },
         policy::FrameSource, //
     },
     window::Window, //
@@ -48,11 +57,48 @@ static MEMORY_OPS: Operations = Operations(bindings::vm_operations_struct {
     ..pin_init::zeroed()
 });
 
+/// Those of a mapping that may have superpages.
+static SUPERPAGE_OPS: Operations = Operations(bindings::vm_operations_struct {
+    fault: Some(memory_fault),
+    huge_fault: Some(memory_huge_fault),
+    mprotect: Some(memory_mprotect),
+    map_pages: Some(map_pages),
+    ..pin_init::zeroed()
+});
+
 static TABLE_OPS: Operations = Operations(bindings::vm_operations_struct {
     fault: Some(table_fault),
     map_pages: Some(map_pages),
     ..pin_init::zeroed()
 });
+
+/// Finds an address for a mapping: one as aligned as its offset, where superpages can be mapped by one
+/// entry there.
+///
+/// # Safety
+///
+/// `file` is a file the private data of which is a [`Domain`].
+pub(crate) unsafe extern "C" fn get_unmapped_area(
+    file: *mut bindings::file,
+    address: c_ulong,
+    len: c_ulong,
+    pgoff: c_ulong,
+    flags: c_ulong,
+) -> c_ulong {
+    // SAFETY: By the safety requirements of this function.
+    let domain = unsafe { <Pin<KBox<Domain>> as ForeignOwnable>::borrow((*file).private_data) };
+    let nr_pages = (len >> PAGE_SHIFT) as u64;
+    let range = Window::pfns(pgoff as u64, nr_pages);
+    let may_be_huge = range.is_ok_and(|range| domain.has_superpages(range));
+    // SAFETY: As above. It's in the middle of a system call that maps something.
+    unsafe {
+        if may_be_huge {
+            bindings::thp_get_unmapped_area(file, address, len, pgoff, flags)
+        } else {
+            bindings::mm_get_unmapped_area(file, address, len, pgoff, flags)
+        }
+    }
+}
 
 /// Sets up a mapping.
 pub(crate) fn mmap(domain: &Domain, vma: &VmaNew) -> Result {
@@ -66,8 +112,16 @@ pub(crate) fn mmap(domain: &Domain, vma: &VmaNew) -> Result {
 
     let ops = match Window::of(pgoff, nr_pages)? {
         Window::Memory => {
-            domain.create_if_fresh(Window::pfns(pgoff, nr_pages)?)?;
-            &MEMORY_OPS
+            let range = Window::pfns(pgoff, nr_pages)?;
+            domain.create_if_fresh(range)?;
+            if domain.has_superpages(range) {
+                // Who asked for superpages, asked for these, too.
+                // SAFETY: The VMA is being set up.
+                unsafe { ffi::p2m_vma_set_hugepage(vma.as_ptr()) };
+                &SUPERPAGE_OPS
+            } else {
+                &MEMORY_OPS
+            }
         }
         Window::P2m | Window::M2p if !domain.sees_mfns() => return Err(EPERM),
         Window::Header | Window::P2m | Window::M2p => {
@@ -77,8 +131,10 @@ pub(crate) fn mmap(domain: &Domain, vma: &VmaNew) -> Result {
             &TABLE_OPS
         }
     };
-    // Pages with reference counts, which everybody may pin.
-    vma.set_mixedmap();
+    if !ptr::eq(ops, &SUPERPAGE_OPS) {
+        // Pages with reference counts, which everybody may pin.
+        vma.set_mixedmap();
+    }
     // SAFETY: The VMA is being set up.
     unsafe { (*vma.as_ptr()).vm_ops = &ops.0 };
     Ok(())
@@ -133,6 +189,30 @@ impl<'a> Fault<'a> {
         vma.flags() & flags::WRITE != 0
     }
 
+    /// Returns whether pages are inserted many at a time: no superpage is ever mapped by one entry.
+    fn is_mixed(&self) -> bool {
+        // SAFETY: The VMA is locked for reading during a fault.
+        let vma = unsafe { VmaRef::from_raw(self.vma) };
+        vma.flags() & flags::MIXEDMAP != 0
+    }
+
+    /// Returns the PFNs around the faulting one that one entry would map, if all are in the mapping,
+    /// and at an address as aligned as they are.
+    fn superpage(&self) -> Option<PfnRange> {
+        // SAFETY: The VMA is locked for reading during a fault.
+        let vma = unsafe { VmaRef::from_raw(self.vma) };
+        const NR_PAGES: usize = SUPERPAGE_PAGES as usize;
+        let nr_before = (self.address >> PAGE_SHIFT) % NR_PAGES;
+        // OVERFLOW: All addresses are of userspace.
+        let start = self.address - (nr_before << PAGE_SHIFT);
+        if start < vma.start() || start + (NR_PAGES << PAGE_SHIFT) > vma.end() {
+            return None;
+        }
+        let pgoff = self.pgoff.checked_sub(nr_before as u64)?;
+        let range = PfnRange::new(pgoff, SUPERPAGE_PAGES).ok();
+        range.filter(|_| pgoff % SUPERPAGE_PAGES == 0)
+    }
+
     /// Takes a page for the PFN that was touched, where that is what a touch does.
     fn populate(&self) -> Result {
         let pfn = Pfn::new(self.pgoff).ok_or(EFAULT)?;
@@ -159,8 +239,24 @@ impl<'a> Fault<'a> {
     ///
     /// # Safety
     ///
-    /// The pages are order-0 pages that are in use and stay so.
+    /// The pages are in use and stay so. Without `VM_MIXEDMAP`, no superpage is mapped there by one
+    /// entry, and none comes to be.
     unsafe fn insert(&self, address: usize, pages: &mut [*mut bindings::page]) -> (usize, Result) {
+        if !self.is_mixed() {
+            for (index, page) in pages.iter().enumerate() {
+                // OVERFLOW: The pages are in the mapping.
+                let address = address + (index << PAGE_SHIFT);
+                // SAFETY: The VMA is locked for reading during a fault. The page is valid and there is
+                // no entry of a superpage by the safety requirements of this function.
+                let fault = unsafe { ffi::p2m_insert_page(self.vma, address as c_ulong, *page) };
+                match fault {
+                    bindings::vm_fault_reason_VM_FAULT_NOPAGE => (),
+                    bindings::vm_fault_reason_VM_FAULT_OOM => return (index, Err(ENOMEM)),
+                    _ => return (index, Err(EFAULT)),
+                }
+            }
+            return (pages.len(), Ok(()));
+        }
         let mut rest = pages.len() as c_ulong;
         // SAFETY: The VMA is locked for reading during a fault, and has `VM_MIXEDMAP` set. The pages
         // are valid by the safety requirements of this function.
@@ -184,6 +280,9 @@ fn fault_result(result: Result) -> bindings::vm_fault_t {
     }
 }
 
+/// log2 of the number of pages in a superpage.
+const SUPERPAGE_ORDER: c_uint = SUPERPAGE_PAGES.ilog2();
+
 /// How many pages are mapped at once: as many pointers as the stack takes easily.
 const BATCH: usize = 32;
 
@@ -202,8 +301,14 @@ unsafe extern "C" fn memory_fault(vmf: *mut bindings::vm_fault) -> bindings::vm_
     let mut done = 0;
 
     let nr_pages = fault.nr_pages_in_table();
+    let is_mixed = fault.is_mixed();
     let mut guard = domain.mapping().lock_shared();
     let result = loop {
+        // SAFETY: By the safety requirements of this function.
+        if !is_mixed && unsafe { ffi::p2m_fault_is_huge(vmf) } {
+            // Another thread was faster. What it mapped is there, or the fault comes again.
+            break Ok(());
+        }
         let batch = pages.len().min(nr_pages - done);
         let start = fault.pgoff + done as u64;
         let mut found = 0;
@@ -239,7 +344,7 @@ unsafe extern "C" fn memory_fault(vmf: *mut bindings::vm_fault) -> bindings::vm_
             break Ok(());
         }
         // SAFETY: The pages are frames of the domain, or foreign ones that it has references to. They
-        // are until `guard` is dropped.
+        // are until `guard` is dropped, and until then nobody maps a superpage by one entry.
         let (nr, result) = unsafe { fault.insert(address, pages) };
         done += nr;
         // What can't be mapped in advance, doesn't matter.
@@ -251,6 +356,51 @@ unsafe extern "C" fn memory_fault(vmf: *mut bindings::vm_fault) -> bindings::vm_
         domain.count_fault(done as u64);
     }
     fault_result(result)
+}
+
+/// Maps the superpage that was touched by one entry, if that can be.
+///
+/// # Safety
+///
+/// `vmf` is valid, and of a mapping that [`mmap()`] has set up.
+unsafe extern "C" fn memory_huge_fault(
+    vmf: *mut bindings::vm_fault,
+    order: c_uint,
+) -> bindings::vm_fault_t {
+    const FALLBACK: bindings::vm_fault_t = bindings::vm_fault_reason_VM_FAULT_FALLBACK;
+    // SAFETY: By the safety requirements of this function. `mmap()` is for files of domains only.
+    let fault = unsafe { Fault::new(vmf) };
+    let domain = fault.domain;
+    let (maps, store) = domain.maps();
+    let Some(range) = fault.superpage().filter(|_| order == SUPERPAGE_ORDER) else {
+        return FALLBACK;
+    };
+    let superpage = || maps.superpage(store, range.start());
+    let guard = domain.mapping().lock_shared();
+    let (is_there, is_empty) = (superpage().is_some(), domain.is_empty(range));
+    drop(guard);
+    // Most that aren't there never will be, so nobody is excluded for them.
+    let is_there = is_there || (is_empty && fault.populate().is_ok());
+    if !is_there {
+        return FALLBACK;
+    }
+
+    let _views = domain.mapping().lock();
+    let is_visible = domain.may_map_all(range, fault.is_writable());
+    // SAFETY: By the safety requirements of this function.
+    let is_unmapped = unsafe { ffi::p2m_fault_is_unmapped(vmf) };
+    match superpage().filter(|_| is_visible && is_unmapped) {
+        Some(mfn) => {
+            // SAFETY: As above. The frames are the domain's, and can't go while faults are excluded.
+            // Nobody else inserts pages meanwhile.
+            let fault = unsafe { ffi::p2m_insert_superpage(vmf, Source::page(mfn)) };
+            if fault == bindings::vm_fault_reason_VM_FAULT_NOPAGE {
+                domain.count_fault(SUPERPAGE_PAGES);
+            }
+            fault
+        }
+        None => FALLBACK,
+    }
 }
 
 /// Has pages that were mapped read-only looked at again when the mapping becomes writable, as tables
@@ -305,22 +455,35 @@ unsafe extern "C" fn table_fault(vmf: *mut bindings::vm_fault) -> bindings::vm_f
     let domain = fault.domain;
     let (maps, store) = domain.maps();
 
-    let guard = domain.mapping().lock_shared();
-    let leaf = |window: Window, which| {
-        let index = window.word_index(fault.pgoff)?;
-        Some(maps.leaf(store, which, index))
+    let index = |window: Window| window.word_index(fault.pgoff).ok_or(EFAULT);
+    let place = match Window::of(fault.pgoff, 1) {
+        Ok(Window::Header) => Ok(None),
+        Ok(window @ Window::P2m) => index(window).map(|index| Some((Which::P2m, index))),
+        Ok(window @ Window::M2p) => index(window).map(|index| Some((Which::M2p, index))),
+        Ok(Window::Memory) | Err(_) => Err(EFAULT),
     };
-    let id = match Window::of(fault.pgoff, 1) {
-        Ok(Window::Header) => Some(maps.header()),
-        Ok(window @ Window::P2m) => leaf(window, Which::P2m),
-        Ok(window @ Window::M2p) => leaf(window, Which::M2p),
-        Ok(Window::Memory) | Err(_) => None,
-    };
-    let result = match id {
+    let result = loop {
+        let guard = domain.mapping().lock_shared();
+        let id = match place {
+            Err(error) => break Err(error),
+            Ok(place) => match place {
+                Some((which, index)) if maps.is_folded(store, which, index) => {
+                    drop(guard);
+                    // Only a table can be looked at.
+                    match domain.unfold_leaf(which, index) {
+                        Ok(()) if !Source.is_interrupted() => continue,
+                        Ok(()) => break Err(EFAULT),
+                        Err(error) => break Err(error),
+                    }
+                }
+                Some((which, index)) => maps.leaf(store, which, index),
+                None => maps.header(),
+            },
+        };
         // SAFETY: Tables are pages that are in use. They are until `guard` is dropped.
-        Some(id) => unsafe { fault.insert(fault.address, &mut [store.page(id)]).1 },
-        None => Err(EFAULT),
+        let (_, result) = unsafe { fault.insert(fault.address, &mut [store.page(id)]) };
+        drop(guard);
+        break result;
     };
-    drop(guard);
     fault_result(result)
 }

@@ -229,6 +229,15 @@ static void fill_contiguous(struct arena *arena, void *arg)
 	cmd->order = 1;
 }
 
+static void fill_collapse(struct arena *arena, void *arg)
+{
+	struct p2m_collapse *cmd = arg;
+
+	(void)arena;
+	cmd->start_pfn = BASE_PFN;
+	cmd->nr_pages = NR_PAGES;
+}
+
 static void fill_exchange(struct arena *arena, void *arg)
 {
 	struct p2m_exchange *cmd = arg;
@@ -486,6 +495,8 @@ COMMAND(evacuate, .nr = P2M_EVACUATE, .size = sizeof(struct p2m_evacuate),
 	.fill = fill_evacuate);
 COMMAND(contiguous, .nr = P2M_CONTIGUOUS, .size = sizeof(struct p2m_contiguous),
 	.has_out = true, .fill = fill_contiguous);
+COMMAND(collapse, .nr = P2M_COLLAPSE, .size = sizeof(struct p2m_collapse),
+	.has_out = true, .fill = fill_collapse);
 COMMAND(exchange, .nr = P2M_EXCHANGE, .size = sizeof(struct p2m_exchange),
 	.has_out = true, .fill = fill_exchange);
 COMMAND(audit, .nr = P2M_AUDIT, .size = sizeof(struct p2m_audit),

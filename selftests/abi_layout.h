@@ -74,6 +74,7 @@ ABI_VALUE(P2M_FEATURE_TABLE_MMAP, 2);
 ABI_VALUE(P2M_POLICY_ANY, 0);
 ABI_VALUE(P2M_POLICY_SCATTER, 1);
 ABI_VALUE(P2M_POLICY_CONTIGUOUS, 2);
+ABI_VALUE(P2M_POLICY_SUPERPAGE, 3);
 ABI_VALUE(P2M_REGION_FIXED, 1);
 ABI_VALUE(P2M_TRANSLATE_M2P, 1);
 
@@ -358,6 +359,17 @@ ABI_MEMBER(p2m_evacuate, nr_frames, 16, 8);
 ABI_MEMBER(p2m_evacuate, out_pages, 24, 8);
 ABI_MEMBER(p2m_evacuate, out_busy, 32, 8);
 ABI_MEMBER(p2m_evacuate, out_next_mfn, 40, 8);
+
+ABI_VALUE(P2M_COLLAPSE, 0xbb9d);
+ABI_SIZE(p2m_collapse, 56);
+ABI_MEMBER(p2m_collapse, size, 0, 4);
+ABI_MEMBER(p2m_collapse, flags, 4, 4);
+ABI_MEMBER(p2m_collapse, start_pfn, 8, 8);
+ABI_MEMBER(p2m_collapse, nr_pages, 16, 8);
+ABI_MEMBER(p2m_collapse, out_pages, 24, 8);
+ABI_MEMBER(p2m_collapse, out_superpages, 32, 8);
+ABI_MEMBER(p2m_collapse, out_busy, 40, 8);
+ABI_MEMBER(p2m_collapse, out_next_pfn, 48, 8);
 
 ABI_SIZE(p2m_contiguous, 32);
 ABI_MEMBER(p2m_contiguous, size, 0, 4);

@@ -63,6 +63,8 @@ FIXTURE_VARIANT(memory)
 FIXTURE_VARIANT_ADD(memory, any) { .policy = P2M_POLICY_ANY };
 FIXTURE_VARIANT_ADD(memory, scatter) { .policy = P2M_POLICY_SCATTER };
 
+FIXTURE_VARIANT_ADD(memory, superpage) { .policy = P2M_POLICY_SUPERPAGE };
+
 FIXTURE_SETUP(memory)
 {
 	if (access(P2M_DEVICE, F_OK))

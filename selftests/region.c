@@ -63,6 +63,11 @@ FIXTURE_VARIANT_ADD(policy, contiguous)
 	.policy = P2M_POLICY_CONTIGUOUS,
 };
 
+FIXTURE_VARIANT_ADD(policy, superpage)
+{
+	.policy = P2M_POLICY_SUPERPAGE,
+};
+
 FIXTURE_SETUP(policy)
 {
 	if (access(P2M_DEVICE, F_OK))
@@ -336,13 +341,13 @@ TEST_F(region, wrap_is_EOVERFLOW)
 
 TEST_F(region, unknown_policy_is_EOPNOTSUPP)
 {
-	static const __u32 policies[] = { 3, 4, 31, 32, 33, 64, 1U << 31, ~0U };
+	static const __u32 policies[] = { 4, 5, 31, 32, 33, 64, 1U << 31, ~0U };
 	struct snapshot snap;
 	struct p2m_info info;
 	size_t i;
 
 	test_cmd_info(self->fd, &info);
-	ASSERT_EQ(7, info.out_policies);
+	ASSERT_EQ(15, info.out_policies);
 	ASSERT_EQ(0, snapshot_take(self->fd, &snap));
 	for (i = 0; i < ARRAY_LEN(policies); i++)
 		test_err_region_create(EOPNOTSUPP, self->fd, policies[i], 4, 0);

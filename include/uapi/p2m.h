@@ -92,6 +92,7 @@
 #define P2M_CMD_FOREIGN_UNMAP 0x9a
 #define P2M_CMD_IDENTITY 0x9b
 #define P2M_CMD_SPACE_LIST 0x9c
+#define P2M_CMD_COLLAPSE 0x9d
 #define P2M_CMD_DMA_BUF_EXPORT 0x9e
 
 /**
@@ -257,6 +258,29 @@ struct p2m_stat {
 #define P2M_POLICY_ANY 0 /* whatever is fastest */
 #define P2M_POLICY_SCATTER 1 /* no two neighbours are machine neighbours */
 #define P2M_POLICY_CONTIGUOUS 2 /* one machine run */
+#define P2M_POLICY_SUPERPAGE 3 /* machine frames of 2 MiB, see superpages */
+
+/**
+ * DOC: superpages
+ *
+ * A superpage is 512 frames, 2 MiB, that follow each other, both they and their
+ * PFNs beginning at a multiple of 512. A region with P2M_POLICY_SUPERPAGE has one
+ * wherever it has all of such 512 PFNs, and single frames before and behind. Other
+ * regions get them by P2M_COLLAPSE. A superpage takes no room in leaves of P2M and
+ * M2P, unless somebody maps these.
+ *
+ * It is one compound page of the kernel, that is:
+ *
+ *  - A mapping that was made when there were superpages has each of them mapped
+ *    by one entry, if the address is as aligned as the offset (a hint of NULL sees
+ *    to that), the mapping has all of it, and the kernel allows it: see
+ *    /sys/kernel/mm/transparent_hugepage/enabled, where "madvise" does, and
+ *    MADV_NOHUGEPAGE.
+ *  - It goes and comes as a whole. Who changes a part of it, splits it: all of its
+ *    pages get single frames, with the same contents. That needs memory, and can
+ *    fail.
+ *  - Who has pinned a page of it, has pinned all of it. It can't be split then.
+ */
 
 /* Bits of p2m_region_create.flags. */
 #define P2M_REGION_FIXED (1U << 0) /* @base_pfn is where the region must be */
@@ -295,15 +319,17 @@ struct p2m_stat {
  * P2M_REGION_RANGE and P2M_REGION_COLOUR need an opener with CAP_SYS_ADMIN. All
  * flags can be combined, also with every policy, but P2M_POLICY_CONTIGUOUS with
  * P2M_REGION_GUARDED, with P2M_REGION_COLOUR or with P2M_REGION_ON_DEMAND makes no
- * sense (EINVAL), and neither does P2M_REGION_NODE with one of P2M_REGION_GUARDED
- * (EOPNOTSUPP: the kernel gives modules only single frames of a node). A guarded
- * page counts twice against limits.
+ * sense (EINVAL), nor does P2M_POLICY_SUPERPAGE with one of the first two, nor
+ * P2M_REGION_NODE with P2M_REGION_GUARDED (EOPNOTSUPP: the kernel gives modules
+ * only single frames of a node). A guarded page counts twice against limits.
  *
  * Populates a range of PFNs with zeroed pages. It happens whole or not at all.
  *
  * A region with P2M_REGION_ON_DEMAND is empty at first. A page is taken when it
  * is touched through a mapping, or by P2M_POPULATE. Limits and RLIMIT_MEMLOCK
- * count the whole region all the same, so that a touch doesn't fail for them.
+ * count the whole region all the same, so that a touch doesn't fail for them. With
+ * P2M_POLICY_SUPERPAGE a whole superpage is taken, if nothing is in its place and
+ * there is one; else single frames will do, as in P2M_POPULATE.
  *
  *  - EEXIST: P2M_REGION_FIXED, and a region is there already.
  *  - ENOSPC: no hole of this size is left in the domain.
@@ -881,7 +907,8 @@ struct p2m_space_access {
  * somebody else pinned goes when it's unpinned.
  *
  *  - ENOENT: a PFN of the range is in no region.
- *  - EBUSY: a space maps a page of the range, or has a table there.
+ *  - EBUSY: a space maps a page of the range, or has a table there; or the range
+ *    has a part of a superpage that is pinned.
  */
 struct p2m_release {
 	__u32 size;
@@ -932,7 +959,8 @@ struct p2m_populate {
  * @out_next_pfn: All PFNs of the range before this one are done.
  *
  * Gives pages other frames, with the same contents. PFNs without a page are
- * passed over.
+ * passed over. With P2M_POLICY_ANY a whole superpage becomes another one, if there
+ * is one; else it is split.
  */
 struct p2m_move {
 	__u32 size;
@@ -961,6 +989,8 @@ struct p2m_move {
  * @out_pages: How many pages were moved.
  * @out_busy: How many pages were left alone.
  * @out_next_mfn: All frames of the range before this one are done.
+ *
+ * A superpage goes as a whole, also if only a part of it is in the range.
  *
  * Moves the domain's pages out of a range of machine frames. Needs an opener with
  * CAP_SYS_ADMIN. Frames that are kept out of are a set: ranges may overlap, and
@@ -991,8 +1021,10 @@ struct p2m_evacuate {
  * @out_busy_pfn: After EBUSY the first page that can't be moved.
  *
  * Gives pages frames that follow each other, with the same contents; the first
- * one is aligned to their number. After an error the pages have the very frames
- * that they had. P2M_MOVE with P2M_POLICY_SCATTER is the inverse.
+ * one is aligned to their number. They are single frames, whatever their number:
+ * P2M_COLLAPSE makes superpages. After an error the pages have the very frames that
+ * they had, but for a superpage that was partly in the range, which may be split.
+ * P2M_MOVE with P2M_POLICY_SCATTER is the inverse.
  *
  *  - ENOENT: a PFN of the range is in no region.
  *  - EINVAL: the region is guarded or of a colour, or the range is of regions that
@@ -1012,6 +1044,38 @@ struct p2m_contiguous {
 #define P2M_CONTIGUOUS _IO(P2M_IOCTL_TYPE, P2M_CMD_CONTIGUOUS)
 
 /**
+ * struct p2m_collapse - ioctl(P2M_COLLAPSE)
+ * @size: sizeof(struct p2m_collapse).
+ * @flags: Must be 0.
+ * @start_pfn: First PFN.
+ * @nr_pages: Number of pages, not 0.
+ * @out_pages: How many pages became a part of a superpage.
+ * @out_superpages: How many superpages there are where all of them could be.
+ * @out_busy: How many pages were left alone, as some of the same 512 are pinned.
+ * @out_next_pfn: All PFNs of the range before this one are done.
+ *
+ * Gives each 512 pages at PFNs that are a multiple of that, and are all in the
+ * range and in one region, a superpage of frames, with the same contents, whatever
+ * the policy of the region. Where not all of the 512 are populated, nothing is
+ * done. Tables that hold them are given back.
+ *
+ *  - ENOENT: a PFN of the range is in no region.
+ *  - EINVAL: a region is guarded or of a colour.
+ *  - EADDRNOTAVAIL: there is memory, but no superpage that satisfies the policy.
+ */
+struct p2m_collapse {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 start_pfn;
+	__aligned_u64 nr_pages;
+	__aligned_u64 out_pages;
+	__aligned_u64 out_superpages;
+	__aligned_u64 out_busy;
+	__aligned_u64 out_next_pfn;
+};
+#define P2M_COLLAPSE _IO(P2M_IOCTL_TYPE, P2M_CMD_COLLAPSE)
+
+/**
  * struct p2m_exchange - ioctl(P2M_EXCHANGE)
  * @size: sizeof(struct p2m_exchange).
  * @flags: Must be 0.
@@ -1021,7 +1085,9 @@ struct p2m_contiguous {
  * @out_pages: How many pairs of pages exchanged their frames.
  * @out_busy: How many pairs were left alone.
  *
- * Has pages exchange their frames. Their contents stay where they were.
+ * Has pages exchange their frames. Their contents stay where they were. Superpages
+ * are split, unless both ranges begin at a multiple of 512: then each 512 pages
+ * that have one on either side exchange their frames all or not at all.
  *
  *  - EINVAL: the ranges have a page in common, or are of regions that ask other
  *    things of their frames (guards, range, colour).
@@ -1044,7 +1110,8 @@ struct p2m_exchange {
  * @size: sizeof(struct p2m_audit).
  * @flags: Must be 0.
  * @out_frames: PFNs with a frame of the domain.
- * @out_pinned: Frames that somebody else has a reference to, besides mappings.
+ * @out_pinned: Frames that somebody else has a reference to, besides mappings. All
+ *              of a superpage are, if one is.
  * @out_p2m_bad: PFNs at the frame of which the M2P doesn't have the PFN.
  * @out_m2p_bad: Frames at the PFN of which the P2M doesn't have the frame.
  * @out_orphans: PFNs with a frame, but in no region.

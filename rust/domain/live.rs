@@ -13,7 +13,10 @@ use crate::commands::check_killed;
 use crate::compat::EADDRNOTAVAIL;
 use crate::pure::{
     frame::PAGE_SIZE,
-    map::Finding,
+    map::{
+        Finding,
+        SUPERPAGE_PAGES, //
+    },
     policy::Candidates,
     table::TABLE_WORDS, //
 };
@@ -74,7 +77,7 @@ impl State {
 
 impl Domain {
     /// Returns the frames next to a PFN.
-    fn neighbours(&self, pfn: Pfn) -> [Option<Mfn>; 2] {
+    pub(super) fn neighbours(&self, pfn: Pfn) -> [Option<Mfn>; 2] {
         let owned = |number| self.maps.lookup(&self.store, Pfn::new(number)?).owned();
         [
             pfn.get().checked_sub(1).and_then(owned),
@@ -90,9 +93,11 @@ impl Domain {
         if self.is_used_by_space(&state, range) {
             return Err(EBUSY);
         }
+        self.split_cut(&mut state, range)?;
+        self.unfold(&mut state.writer, range, true)?;
         let mut nr_pages = 0;
         self.depopulate(&mut state.writer, range, |gone| {
-            Source.free(gone.mfn());
+            Source::take_back(gone);
             nr_pages += u64::from(!matches!(gone, Gone::Guard(_)));
         });
         Ok(nr_pages)
@@ -136,7 +141,11 @@ impl Domain {
         if !Source::has_room_for(nr_missing as u64) {
             return Err(ENOMEM);
         }
-        let mut source = self.source(&state, region.origin);
+        if superpage::is_place(range) && self.populate_superpage(&mut state, range)? {
+            return Ok(range.nr_pages());
+        }
+        let origin = state.check_populated(range)?.origin;
+        let mut source = self.source(&state, origin);
         self.injection.check(ENOMEM)?;
         let mut frames = spare_frames(nr_missing, policy)?;
         let mut candidates = Candidates::new(&mut source, &mut frames, policy)
@@ -191,7 +200,13 @@ impl Domain {
             Entry::Identity(_) => return Err(EFAULT),
         }
         let policy = rule(region.policy, region.seed)?;
-        let mut source = self.source(&state, region.origin);
+        let origin = region.origin;
+        let start = pfn.get() - pfn.get() % SUPERPAGE_PAGES;
+        let place = PfnRange::new(start, SUPERPAGE_PAGES)?;
+        if self.populate_superpage(&mut state, place)? {
+            return Ok(());
+        }
+        let mut source = self.source(&state, origin);
         let neighbours = self.neighbours(pfn);
         let mut tried = [Mfn::ZERO; MAX_TRIES];
         let mut nr_tried = 0;
@@ -237,8 +252,16 @@ impl Domain {
         Ok(())
     }
 
+    /// Unfolds leaves of the maps as [`Maps::unfold()`] does.
+    fn unfold(&self, writer: &mut Writer, range: PfnRange, but_whole: bool) -> Result {
+        let views = self.mapping.lock();
+        self.maps
+            .unfold(writer, &self.store, &views, range, but_whole)?;
+        Ok(())
+    }
+
     /// Keeps what the header says of the frames up to date after those of a range have changed.
-    fn raise_end_mfn(&self, writer: &mut Writer, range: PfnRange) {
+    pub(super) fn raise_end_mfn(&self, writer: &mut Writer, range: PfnRange) {
         if self.sees_mfns {
             let last = range
                 .iter()
@@ -269,9 +292,26 @@ impl Domain {
             let nr = rest.partition_point(|pfn| pfn.get() < end);
             // PANIC: A partition point is a position in the slice.
             let (part, behind) = rest.split_at(nr);
-            let part = self.move_within_region(part, policy, origin, avoided)?;
-            moved.nr_moved += part.nr_moved;
-            moved.nr_busy += part.nr_busy;
+            let superpage = |pfn: &Pfn| {
+                let _guard = rcu::read_lock();
+                self.superpage_at(pfn.get())
+            };
+            for part in part.chunk_by(|a, b| superpage(a) == superpage(b)) {
+                let of_superpage = match part.first().and_then(superpage) {
+                    Some(place) => {
+                        let mut source = self.source(&self.state.lock(), origin);
+                        source.keep_out_of(avoided);
+                        self.move_superpage(place, part.len() as u64, policy, source)?
+                    }
+                    None => None,
+                };
+                let part = match of_superpage {
+                    Some(moved) => moved,
+                    None => self.move_within_region(part, policy, origin, avoided)?,
+                };
+                moved.nr_moved += part.nr_moved;
+                moved.nr_busy += part.nr_busy;
+            }
             rest = behind;
         }
         Ok(moved)
@@ -358,15 +398,21 @@ impl Domain {
         result.map(|()| moved)
     }
 
-    /// Returns whether a page that was taken out of all mappings can get another frame.
+    /// Returns whether a page that was taken out of all mappings can get another frame, alone.
     fn is_movable(&self, pfn: Pfn, mfn: Mfn) -> bool {
+        self.may_get_others(pfn, mfn) && !Source::is_superpage(mfn)
+    }
+
+    /// Returns whether a page that was taken out of all mappings can get another frame: alone, or
+    /// with the superpage that it's in, which then was taken out as a whole.
+    pub(super) fn may_get_others(&self, pfn: Pfn, mfn: Mfn) -> bool {
         !self.claims.is_table(&self.store, pfn.get())
             && Source::is_exclusive(mfn)
             && !self.injection.should_fail()
     }
 
     /// Has the leaves of spaces that map a page of the ranges follow what `work` does to its frame.
-    fn with_spaces_suspended<R>(
+    pub(super) fn with_spaces_suspended<R>(
         &self,
         state: &mut State,
         ranges: &[PfnRange],
@@ -407,6 +453,22 @@ impl Domain {
                 next = end;
                 break;
             };
+            if let Some(place) = self.superpage_at(pfn.get()) {
+                // It's moved as a whole, also if not all of it is there.
+                if pfns.is_empty() {
+                    // CAST: The remainder is small.
+                    let nr_before = mfn.get() % SUPERPAGE_PAGES;
+                    for pfn in place.iter() {
+                        // There is room for a batch.
+                        pfns.push_within_capacity(pfn).map_err(|_| ENOMEM)?;
+                    }
+                    // OVERFLOW: An MFN is below `Mfn::LIMIT`.
+                    next = (mfn.get() - nr_before + SUPERPAGE_PAGES).min(end);
+                } else {
+                    next = mfn.get();
+                }
+                break;
+            }
             // There is room, as has just been checked.
             pfns.push_within_capacity(pfn).map_err(|_| ENOMEM)?;
             // OVERFLOW: An MFN is below `Mfn::LIMIT`.
@@ -457,10 +519,17 @@ impl Domain {
         })?;
         let mut state = self.state.lock();
         let mut busy = entry::INVALID;
-        let result = self.with_spaces_suspended(&mut state, &[range], |writer| {
-            self.make_run(writer, range, first).map_err(|(error, pfn)| {
-                busy = pfn;
-                error
+        let result = self.split_cut(&mut state, range).inspect_err(|error| {
+            if *error == EBUSY {
+                busy = range.start().get();
+            }
+        });
+        let result = result.and_then(|()| {
+            self.with_spaces_suspended(&mut state, &[range], |writer| {
+                self.make_run(writer, range, first).map_err(|(error, pfn)| {
+                    busy = pfn;
+                    error
+                })
             })
         });
         self.raise_end_mfn(&mut state.writer, range);
@@ -476,7 +545,7 @@ impl Domain {
     }
 
     /// Returns where the frames of a range come from, if they don't have to be single.
-    fn origin_of(&self, range: PfnRange) -> Result<Origin> {
+    pub(super) fn origin_of(&self, range: PfnRange) -> Result<Origin> {
         let state = self.state.lock();
         let origin = state.common_origin(range)?;
         if origin.constraint.is_guarded || origin.constraint.colour.is_some() {
@@ -499,10 +568,13 @@ impl Domain {
         let run = (first, last.ok_or(nothing(EOVERFLOW))?);
         for pfn in range.iter() {
             let mfn = self.maps.lookup(&self.store, pfn).owned();
-            if !self.is_movable(pfn, mfn.ok_or((EFAULT, pfn.get()))?) {
+            if !self.may_get_others(pfn, mfn.ok_or((EFAULT, pfn.get()))?) {
                 return Err((EBUSY, pfn.get()));
             }
         }
+        self.maps
+            .unfold(writer, &self.store, &views, range, false)
+            .map_err(|error| nothing(error.into()))?;
         self.maps
             .reserve_frames(writer, &self.store, &views, run)
             .map_err(|error| nothing(error.into()))?;
@@ -520,7 +592,7 @@ impl Domain {
             // A guard of another region may be next to it, and to nothing else any more.
             self.maps
                 .drop_guards(writer, &self.store, &views, old, |mfn| Source.free(mfn));
-            Source.free(old);
+            Source::take_back(Gone::Frame(old));
             span = (span.0.min(old), span.1.max(old));
         }
         self.maps.prune_frames(writer, &self.store, &views, span);
@@ -544,15 +616,36 @@ impl Domain {
         if !is_backed(a) || !is_backed(b) {
             return Err(EFAULT);
         }
+        // Superpages change their places as a whole, or are split.
+        let has_superpages = |range: PfnRange| {
+            let superpage = |pfn: Pfn| self.superpage_at(pfn.get());
+            range.iter().any(|pfn| superpage(pfn).is_some())
+        };
+        let is_whole = superpage::is_place(a)
+            && superpage::is_place(b)
+            && (has_superpages(a) || has_superpages(b));
+        if !is_whole {
+            self.split_all(&mut state, a)?;
+            self.split_all(&mut state, b)?;
+        }
         let result = self.with_spaces_suspended(&mut state, &[a, b], |writer| {
             let views = self.mapping.lock();
             views.unmap(a);
             views.unmap(b);
+            for range in [a, b] {
+                self.maps
+                    .unfold(writer, &self.store, &views, range, false)?;
+            }
+            let may = |pfn| frame(pfn).is_some_and(|mfn| self.may_get_others(pfn, mfn));
+            if is_whole && !(a.iter().all(may) && b.iter().all(may)) {
+                moved.nr_busy += a.nr_pages();
+                return Ok(());
+            }
             for (pfn_a, pfn_b) in a.iter().zip(b.iter()) {
                 let (Some(mfn_a), Some(mfn_b)) = (frame(pfn_a), frame(pfn_b)) else {
                     continue;
                 };
-                if !self.is_movable(pfn_a, mfn_a) || !self.is_movable(pfn_b, mfn_b) {
+                if !is_whole && (!self.is_movable(pfn_a, mfn_a) || !self.is_movable(pfn_b, mfn_b)) {
                     moved.nr_busy += 1;
                     continue;
                 }
@@ -562,6 +655,11 @@ impl Domain {
                 self.maps
                     .exchange(writer, &self.store, &views, (pfn_a, pfn_b));
                 moved.nr_moved += 1;
+            }
+            for range in [a, b] {
+                if is_whole {
+                    self.maps.fold(writer, &self.store, &views, range);
+                }
             }
             Ok(())
         });
@@ -658,7 +756,7 @@ impl Domain {
 }
 
 /// Returns room for as many frames as are needed to give each of `nr_pages` one.
-fn spare_frames(nr_pages: usize, policy: Policy) -> Result<KVVec<Mfn>> {
+pub(super) fn spare_frames(nr_pages: usize, policy: Policy) -> Result<KVVec<Mfn>> {
     let spare = match policy {
         Policy::Scatter { .. } => Candidates::SPARE,
         Policy::Any | Policy::Contiguous => 0,

@@ -525,30 +525,29 @@ impl Maps {
         let watch = self.watch(store, views, Which::M2p);
         self.m2p
             .replace_run(m2p, store, &watch, first.get(), Some(start), |_, _| ());
-        let mut old = [INVALID; TABLE_WORDS];
-        let watch = self.watch(store, views, Which::P2m);
-        self.p2m
-            .replace_run(p2m, store, &watch, start, Some(first.get()), |at, word| {
-                // PANIC: The index is masked to the number of words.
-                old[(at & (SUPERPAGE_PAGES - 1)) as usize] = word;
-            });
         let mut span: Option<(Mfn, Mfn)> = None;
-        for ((pfn, index), word) in range.iter().zip(0..).zip(old) {
-            let old = Entry::from_raw(word);
-            let new = first.checked_add(index);
-            // OVERFLOW: There are far fewer than 2^64 frames, and one that goes was counted before.
-            *nr_frames += 1;
-            if let Some(mfn) = old.owned() {
-                *nr_frames -= 1;
-                self.forget_within(m2p, store, views, mfn, range);
-                let (low, high) = span.unwrap_or((mfn, mfn));
-                span = Some((low.min(mfn), high.max(mfn)));
-            }
-            views.changed(pfn, old, new.map_or(Entry::Invalid, Entry::Present));
-            if let Some(mfn) = old.owned() {
-                release(Gone::Frame(mfn));
-            }
-        }
+        let watch = self.watch(store, views, Which::P2m);
+        let run = Some(first.get());
+        self.p2m
+            .replace_run(p2m, store, &watch, start, run, |at, word| {
+                let old = Entry::from_raw(word);
+                // OVERFLOW: There are far fewer than 2^64 frames, and one that goes was counted before.
+                *nr_frames += 1;
+                if let Some(mfn) = old.owned() {
+                    *nr_frames -= 1;
+                    self.forget_within(m2p, store, views, mfn, range);
+                    let (low, high) = span.unwrap_or((mfn, mfn));
+                    span = Some((low.min(mfn), high.max(mfn)));
+                }
+                // OVERFLOW: The index isn't before the first one of the leaf.
+                let new = first.checked_add(at - start).map(Entry::Present);
+                if let (Some(pfn), Some(new)) = (Pfn::new(at), new) {
+                    views.changed(pfn, old, new);
+                }
+                if let Some(mfn) = old.owned() {
+                    release(Gone::Frame(mfn));
+                }
+            });
         if let Some(span) = span {
             self.prune_frames(writer, store, views, span);
         }

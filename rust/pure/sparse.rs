@@ -421,8 +421,8 @@ impl Sparse {
     }
 
     /// Has the leaf with the word at `index` be a folded one with the first word `first`, or the
-    /// missing one. Passes each index of the leaf and the word that was there to `gone`, but if it
-    /// was the missing one. Returns whether there is a link for it.
+    /// missing one. Passes each index of the leaf and the word that was there to `gone`, if it's a
+    /// change. Returns whether there is a link for it.
     ///
     /// It needs no memory. Who stores something else there meanwhile has to be excluded.
     pub fn replace_run<S: TableStore>(
@@ -467,10 +467,12 @@ impl Sparse {
         let indices = (start..).take(TABLE_WORDS);
         if let Some(first) = folded(old) {
             indices.for_each(|index| gone(index, folded_word(first, index)));
-        } else if old != missing {
+        } else {
             let leaf = TableId::untag(old);
             indices.for_each(|index| gone(index, store.table(leaf).load(index)));
-            writer.retire(store, leaf);
+            if old != missing {
+                writer.retire(store, leaf);
+            }
         }
         true
     }

@@ -70,6 +70,7 @@ commands! {
     p2m_move = P2M_CMD_MOVE;
     p2m_evacuate = P2M_CMD_EVACUATE;
     p2m_contiguous = P2M_CMD_CONTIGUOUS;
+    p2m_collapse = P2M_CMD_COLLAPSE;
     p2m_exchange = P2M_CMD_EXCHANGE;
     p2m_audit = P2M_CMD_AUDIT;
     p2m_guard_check = P2M_CMD_GUARD_CHECK;
@@ -114,6 +115,7 @@ const _: () = {
     assert!(p2m_foreign_unmap::OPCODE == 0xbb9a);
     assert!(p2m_identity::OPCODE == 0xbb9b);
     assert!(p2m_space_list::OPCODE == 0xbb9c);
+    assert!(p2m_collapse::OPCODE == 0xbb9d);
     assert!(p2m_dma_buf_export::OPCODE == 0xbb9e);
 
     assert!(ENTRY_INVALID == u64::MAX);
@@ -130,6 +132,7 @@ const _: () = {
     assert!(P2M_POLICY_ANY == 0);
     assert!(P2M_POLICY_SCATTER == 1);
     assert!(P2M_POLICY_CONTIGUOUS == 2);
+    assert!(P2M_POLICY_SUPERPAGE == 3);
     assert!(P2M_REGION_FIXED == 1);
     assert!(P2M_REGION_ON_DEMAND == 2);
     assert!(P2M_REGION_GUARDED == 4);
@@ -268,6 +271,10 @@ assert_layout! {
     }
     p2m_contiguous: >= 32 {
         size: 0, flags: 4, start_pfn: 8, order: 16, address_bits: 20, out_busy_pfn: 24,
+    }
+    p2m_collapse: >= 56 {
+        size: 0, flags: 4, start_pfn: 8, nr_pages: 16, out_pages: 24, out_superpages: 32,
+        out_busy: 40, out_next_pfn: 48,
     }
     p2m_exchange: >= 48 {
         size: 0, flags: 4, a_pfn: 8, b_pfn: 16, nr_pages: 24, out_pages: 32, out_busy: 40,

@@ -103,6 +103,13 @@ fn assert_array(array: &Array, model: &Words, folded: &BTreeSet<u64>) {
             assert_eq!(next, Some(leaf));
         }
     }
+    let mut words = vec![0; 3 * span(1) as usize];
+    array
+        .sparse
+        .load_run(&array.store, LEAVES[2] - 5, &mut words);
+    for (at, word) in (LEAVES[2] - 5..).zip(words) {
+        assert_eq!(array.load(at), word, "at {at:#x}");
+    }
     assert_eq!(array.writer.nr_folded(), folded.len() as u64);
     assert_eq!(array.writer.nr_tables(), array.store.nr_live());
 }
