@@ -69,6 +69,7 @@ tests=(
 	evacuate_leaves_nothing
 	evacuate_says_what_is_wrong
 	contig_is_one_run
+	collapse_makes_superpages
 	contig_says_what_is_wrong
 	exchange_swaps_frames
 	audit_reads_at_a_glance
@@ -378,7 +379,7 @@ info_has_all_keys() {
 		"table_mmap spaces cpu_access live dma_plan policies default_policy max_pfn max_mfn " +
 		"max_domain_pages max_total_pages max_regions"'
 	json '.abi_version == 1 and .page_shift == 12 and .mfn_visible and .table_mmap'
-	json '.policies == ["any", "scatter", "contiguous"] and .max_pfn == 2147483648'
+	json '.policies == ["any", "scatter", "contiguous", "superpage"] and .max_pfn == 2147483648'
 	# No memory of the machine is above its last frame.
 	json ".max_mfn * $page >= $(awk '/MemTotal/ { print $2 * 1024 }' /proc/meminfo)"
 }
@@ -388,7 +389,7 @@ info_reads_well() {
 
 	run 0 info
 	matches 'module   ABI version 1, pages of 4 KiB' \
-		'policies any, scatter, contiguous; by default any' \
+		'policies any, scatter, contiguous, superpage; by default any' \
 		'opener   sees MFNs: yes, can map tables: yes' \
 		"can do   spaces: yes, access by the processor: (yes|no), change frames in use: yes" \
 		'limits   PFNs below 0x80000000 \(8 TiB\)' \
@@ -443,7 +444,7 @@ alloc_scatter_has_no_neighbours() {
 alloc_check_compares_every_frame() {
 	local policy
 
-	for policy in any scatter contiguous; do
+	for policy in any scatter contiguous superpage; do
 		run 0 --json alloc 3M --policy "$policy" --check
 		json '.check | .ok and .differences == []'
 		json '.check.witnesses ==
@@ -526,7 +527,7 @@ alloc_says_what_was_asked_of_frames() {
 map_agrees_with_the_pagemap() {
 	local policy
 
-	for policy in any scatter contiguous; do
+	for policy in any scatter contiguous superpage; do
 		hold 2M --policy "$policy"
 		run 0 --json map --pid "$pid" --fd "$fd"
 		json '(keys_unsorted | join(" ")) == "regions runs"'
@@ -614,7 +615,7 @@ check_asks_all_witnesses() {
 	for name in "${names[@]}"; do
 		lines+=(".{8} 5000 of 5000 frames agree with $name: ok")
 	done
-	for policy in any scatter contiguous; do
+	for policy in any scatter contiguous superpage; do
 		hold $((5000 * page)) --policy "$policy" --base 0x1ff
 		run 0 check --pid "$pid" --fd "$fd"
 		matches "${lines[@]}"
@@ -1352,6 +1353,20 @@ evacuate_says_what_is_wrong() {
 	complains "hint: the domain doesn't keep out of any frame of this range"
 	run 1 evacuate "${domain[@]}" 0..0xffffffffffffffff
 	complains 'hint: the range ends beyond the last possible MFN'
+}
+
+collapse_makes_superpages() {
+	hold 5M --policy scatter --seed 3
+	run 0 collapse "${domain[@]}" 0..0x500
+	matches 'collapse 1024 pages' 'range    2 superpages in the range'
+	run 0 --json map "${domain[@]}"
+	json '[.runs[] | select(.pfn % 512 == 0 and .nr_pages >= 512 and .mfn % 512 == 0)] |
+		length > 0'
+	run 0 --json collapse "${domain[@]}" 0..0x500
+	json '.operation == "collapse" and .pages == 0 and .superpages == 2'
+	run 0 check "${domain[@]}"
+	run 1 collapse "${domain[@]}" 0..0x600
+	complains 'in no region'
 }
 
 contig_is_one_run() {

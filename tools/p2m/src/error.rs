@@ -76,6 +76,8 @@ pub enum Operation {
     Readmit,
     /// `P2M_CONTIGUOUS`.
     Contiguous,
+    /// `P2M_COLLAPSE`.
+    Collapse,
     /// `P2M_EXCHANGE`.
     Exchange,
     /// `P2M_AUDIT`.
@@ -129,6 +131,7 @@ impl fmt::Display for Operation {
             Self::Evacuate => "evacuate the machine frames",
             Self::Readmit => "readmit the machine frames",
             Self::Contiguous => "make the pages contiguous",
+            Self::Collapse => "make superpages of the pages",
             Self::Exchange => "exchange the frames",
             Self::Audit => "audit the domain",
             Self::DmaPlan => "plan DMA",
@@ -283,16 +286,22 @@ impl Error {
                 "there is no such run of free frames: try fewer pages, more address bits, or \
                  echo 1 >/proc/sys/vm/compact_memory"
             }
+            (Op::Collapse, Errno::ADDRNOTAVAIL) => {
+                "there are no 2 MiB of free frames that follow each other: try \
+                 echo 1 >/proc/sys/vm/compact_memory"
+            }
+            (Op::Collapse, Errno::INVAL) => "pages of guarded regions and of a colour stay single",
             (Op::Create, Errno::EXIST) => "there is a region already: choose another base",
             (Op::Create, Errno::NOSPC) => "the domain has no hole of this size",
             (Op::Destroy, Errno::NOENT) => "no region begins at this PFN",
             (Op::Destroy | Op::Release, Errno::BUSY) => {
                 "a space maps a page of it or has its tables there: unmap the page, or destroy the \
-                 space"
+                 space; or a part of a superpage is in use by somebody else"
             }
-            (Op::Release | Op::PopulatePages | Op::Contiguous | Op::Exchange, Errno::NOENT) => {
-                "a PFN of the range is in no region: p2m map shows the regions"
-            }
+            (
+                Op::Release | Op::PopulatePages | Op::Contiguous | Op::Collapse | Op::Exchange,
+                Errno::NOENT,
+            ) => "a PFN of the range is in no region: p2m map shows the regions",
             (Op::SpaceCreate, Errno::NOENT) => {
                 "no backend has this name: try p2m, p2m-lossless or native"
             }
@@ -314,9 +323,10 @@ impl Error {
             (Op::SpaceMap | Op::SpaceUnmap | Op::SpaceProtect | Op::SpaceRemap, Errno::NOSPC) => {
                 "the table pool has too few pages: have a space with a larger one"
             }
-            (Op::Move | Op::Evacuate | Op::Contiguous | Op::Exchange, Errno::NOSPC) => {
-                "a space maps a large page of it, and has too few pages in its pool to split that"
-            }
+            (
+                Op::Move | Op::Evacuate | Op::Contiguous | Op::Collapse | Op::Exchange,
+                Errno::NOSPC,
+            ) => "a space maps a large page of it, and has too few pages in its pool to split that",
             (
                 Op::SpaceMap | Op::SpaceUnmap | Op::SpaceProtect | Op::SpaceRemap | Op::SpaceDump,
                 Errno::INVAL,
@@ -359,8 +369,8 @@ impl Error {
                  frames"
             }
             (Op::Create, Errno::INVAL) => {
-                "a contiguous region can't be guarded, of a colour or on demand, and the node must \
-                 have memory"
+                "a contiguous region can't be guarded, of a colour or on demand, one of superpages \
+                 neither guarded nor of a colour, and the node must have memory"
             }
             (Op::ForeignMap, Errno::INVAL) => "the other domain has to be another one",
             (Op::Identity, Errno::INVAL) => "some of the machine frames are memory",

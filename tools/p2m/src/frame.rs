@@ -186,12 +186,15 @@ impl Policy {
     pub const SCATTER: Self = Self(abi::P2M_POLICY_SCATTER);
     /// One machine run.
     pub const CONTIGUOUS: Self = Self(abi::P2M_POLICY_CONTIGUOUS);
+    /// Machine frames of 2 MiB, wherever pages are as aligned.
+    pub const SUPERPAGE: Self = Self(abi::P2M_POLICY_SUPERPAGE);
 
     /// The names of the policies that this library knows.
-    pub const NAMES: [(&'static str, Self); 3] = [
+    pub const NAMES: [(&'static str, Self); 4] = [
         ("any", Self::ANY),
         ("scatter", Self::SCATTER),
         ("contiguous", Self::CONTIGUOUS),
+        ("superpage", Self::SUPERPAGE),
     ];
 }
 

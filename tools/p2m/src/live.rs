@@ -218,6 +218,22 @@ impl Domain {
         result.attempt_at(Operation::Contiguous, blamed)
     }
 
+    /// Makes superpages of 512 pages each, where all of them are in the range, in one region and
+    /// populated. Returns how many pages became a part of one, and how many superpages there are.
+    pub fn collapse(&self, range: Range<Pfn>) -> Result<(Moved, u64)> {
+        let mut raw = abi::p2m_collapse::new();
+        raw.start_pfn = range.start.0;
+        raw.nr_pages = count(range.start.0, range.end.0);
+        // SAFETY: There is no pointer in it.
+        let result = unsafe { raw.call(self.as_fd()) };
+        result.attempt_halfway(Operation::Collapse, raw.out_pages)?;
+        let moved = Moved {
+            pages: raw.out_pages,
+            busy: raw.out_busy,
+        };
+        Ok((moved, raw.out_superpages))
+    }
+
     /// Has as many pages from `a` and from `b` on exchange their frames, with the contents staying
     /// where they were. Of pairs, not of pages, is what it returns.
     pub fn exchange(&self, a: Pfn, b: Pfn, nr_pages: u64) -> Result<Moved> {

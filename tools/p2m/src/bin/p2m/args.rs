@@ -92,6 +92,8 @@ pub(crate) enum Command {
     Evacuate(Evacuate),
     /// Give pages machine frames that follow each other.
     Contig(Contig),
+    /// Make superpages: give each 512 pages, where they are aligned, 2 MiB of machine frames.
+    Collapse(Pages),
     /// Have pages exchange their machine frames. Their contents stay where they were.
     Exchange(Exchange),
     /// Have the module check everything that it knows about a domain.

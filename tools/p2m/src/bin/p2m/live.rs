@@ -158,6 +158,39 @@ pub(crate) fn contig(args: &Args, what: &Contig, out: &mut impl Write) -> Result
     Ok(true)
 }
 
+/// Superpages that there are now.
+#[derive(Serialize)]
+struct Superpages {
+    superpages: u64,
+}
+
+impl Display for Superpages {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in the range", Count(self.superpages, "superpage"))
+    }
+}
+
+pub(crate) fn collapse(args: &Args, what: &Pages, out: &mut impl Write) -> Result<bool> {
+    let domain = attach(args, &what.target)?;
+    let (moved, superpages) = domain.collapse(what.range.clone())?;
+    let details = Superpages { superpages };
+    if args.json {
+        let operation = "collapse";
+        json(
+            out,
+            &Report {
+                operation,
+                moved,
+                details,
+            },
+        )?;
+    } else {
+        section(out, "collapse", [described(moved, "page")])?;
+        section(out, "range", [details])?;
+    }
+    Ok(moved.busy == 0)
+}
+
 pub(crate) fn exchange(args: &Args, what: &Exchange, out: &mut impl Write) -> Result<bool> {
     let domain = attach(args, &what.pages.target)?;
     let range = what.pages.range.clone();

@@ -63,6 +63,7 @@ fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode> {
         Command::Move(what) => live::move_pages(args, what, out),
         Command::Evacuate(what) => live::evacuate(args, what, out),
         Command::Contig(what) => live::contig(args, what, out),
+        Command::Collapse(what) => live::collapse(args, what, out),
         Command::Exchange(what) => live::exchange(args, what, out),
         Command::Audit(of) => live::audit(args, of, out),
         Command::Region { command } => region::region(args, command, out),
