@@ -15,6 +15,7 @@ p2m: a pseudo-physical to machine mapping, as a kernel module in Rust
 
   make run        build, boot a guest, load the module and show what it does
   make test       run all tests, on the host and in a guest
+  make test-crash have guests panic with a crash kernel loaded
   make fuzz       a long run of the fuzzer of system calls: FUZZ='--ops N --seed N',
                   or FUZZ='--replay build/fuzz.list' for the last list of calls
   make test-debug run those of the guest on a debug kernel, that is built first
@@ -55,6 +56,9 @@ bench: module
 	@qemu/enter make bench
 	@qemu/bench
 
+test-crash: module tools
+	@qemu/test-crash
+
 check:
 	@qemu/enter qemu/check
 
@@ -70,5 +74,5 @@ clean:
 update:
 	@qemu/update
 
-.PHONY: help run test test-debug fuzz bench check shell module tools selftests clean update
+.PHONY: help run test test-crash test-debug fuzz bench check shell module tools selftests clean update
 endif
