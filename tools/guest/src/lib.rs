@@ -31,7 +31,10 @@ pub use machine::{Ending, Guest, How, Hypervisor};
 pub use memory::{Memory, layout};
 
 /// What the kernel has to be told about this machine.
-pub const COMMAND_LINE: &str = "console=ttyS0";
+///
+/// It would have EFI reset a machine without the fixed hardware of ACPI, and then the BIOS. There is
+/// neither, but there is the register that ACPI names.
+pub const COMMAND_LINE: &str = "console=ttyS0 reboot=a";
 
 /// Where the machine has its devices.
 mod place {
