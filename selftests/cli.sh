@@ -1733,16 +1733,21 @@ trace_chooses_a_domain() {
 	run 0 move "${domain[@]}" 3
 	traced
 	json 'length == 3 and .[1].pfn == 3 and .[1].old.type == "frame" and .[1].pid > 1'
-	# For some time, in words.
-	"$p2m" trace --for 3 --pid "$pid" --fd "$fd" >"$tmp/trace" &
+	# In words.
+	: >"$tmp/trace"
+	"$p2m" trace --pid "$pid" --fd "$fd" >"$tmp/trace" &
 	tracer=$!
 	until [[ -s $tmp/trace ]]; do sleep 0.1; done
 	run 0 move "${domain[@]}" 5
+	kill -TERM "$tracer"
 	wait "$tracer"
 	out=$(<"$tmp/trace")
-	matches 'trace    domain [0-9]+, for 3 seconds' \
+	matches 'trace    domain [0-9]+, until a signal comes' \
 		' *[0-9]+\.[0-9]{6}  domain [0-9]+  PFN 0x5: MFN 0x[0-9a-f]+ -> MFN 0x[0-9a-f]+' \
 		'seen     1 event'
+	# It ends by itself, too.
+	run 0 trace --for 0.1 --pid "$pid" --fd "$fd"
+	matches 'trace    domain [0-9]+, for 0.1 seconds' 'seen     0 events'
 }
 
 trace_cleans_up() {
