@@ -52,6 +52,8 @@ pub struct Info {
     pub live: bool,
     /// Whether DMA can be planned.
     pub dma_plan: bool,
+    /// Whether ranges can be exported as dma-bufs.
+    pub dma_buf: bool,
     /// The policies that can be asked for.
     pub policies: Vec<Policy>,
     /// The policy of a region made by a plain mmap().
@@ -92,6 +94,7 @@ impl Info {
             cpu_access: has(abi::P2M_FEATURE_CPU_ACCESS),
             live: has(abi::P2M_FEATURE_LIVE),
             dma_plan: has(abi::P2M_FEATURE_DMA_PLAN),
+            dma_buf: has(abi::P2M_FEATURE_DMA_BUF),
             policies: (0..u64::BITS)
                 .filter(|n| (raw.out_policies >> n) & 1 != 0)
                 .map(Policy)
@@ -556,8 +559,9 @@ pub(crate) mod tests {
                 info.cpu_access,
                 info.live,
                 info.dma_plan,
+                info.dma_buf,
             ];
-            assert_eq!(has, [0, 1, 2, 3, 4, 5].map(|n| n == feature));
+            assert_eq!(has, [0, 1, 2, 3, 4, 5, 6].map(|n| n == feature));
         }
     }
 

@@ -84,6 +84,8 @@ pub enum Operation {
     Audit,
     /// `P2M_DMA_PLAN`.
     DmaPlan,
+    /// `P2M_DMA_BUF_EXPORT`.
+    ExportDmaBuf,
     /// `P2M_GUARD_CHECK`.
     GuardCheck,
     /// `P2M_FAIL_NTH`.
@@ -135,6 +137,7 @@ impl fmt::Display for Operation {
             Self::Exchange => "exchange the frames",
             Self::Audit => "audit the domain",
             Self::DmaPlan => "plan DMA",
+            Self::ExportDmaBuf => "export the range as a dma-buf",
             Self::GuardCheck => "check the guards",
             Self::FailNth => "have something fail",
             Self::ForeignMap => "map foreign frames",
@@ -251,6 +254,10 @@ impl Error {
             (Op::Create, Errno::OPNOTSUPP) => {
                 "the kernel gives single frames of a node only, which can't be guarded; or the module \
                  is older than this program"
+            }
+            (Op::ExportDmaBuf, Errno::OPNOTSUPP) => "the kernel has no dma-bufs",
+            (Op::ExportDmaBuf, Errno::FAULT) => {
+                "a page of the range isn't populated, is a table of a space, or is no memory"
             }
             (_, Errno::NOTTY | Errno::TOOBIG | Errno::OPNOTSUPP) => {
                 "the module is older than this program"

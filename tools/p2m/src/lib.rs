@@ -53,6 +53,7 @@ compile_error!("the offsets of /dev/p2m need 64-bit Linux");
 
 mod abi;
 mod dma;
+mod dma_buf;
 mod domain;
 mod error;
 mod foreign;
@@ -66,6 +67,7 @@ mod table;
 mod words;
 
 pub use dma::{Bytes, DmaFlags, DmaLimits, DmaPlan, DmaSegment, plan_dma};
+pub use dma_buf::{DmaBuf, Importers};
 pub use domain::{Domain, Info, RegionBuilder, Runs, Stat};
 pub use error::{Error, Operation, Result};
 pub use foreign::Slot;

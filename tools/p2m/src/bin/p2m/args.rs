@@ -2,6 +2,7 @@
 
 //! The arguments of the command line. Their descriptions are the help that users see.
 
+use std::ffi::OsString;
 use std::ops::Range;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -647,6 +648,76 @@ pub(crate) enum DmaCommand {
     /// address it), straddle (the range is in more segments than it takes) and alignment; foreign,
     /// identity and unbacked say that something isn't memory of the domain.
     Plan(DmaPlan),
+
+    /// Run a program that has a range as a dma-buf.
+    ///
+    /// It finds the number of the descriptor in $P2M_DMA_BUF, and its size in bytes in
+    /// $P2M_DMA_SIZE. The exit status is that of the program.
+    Export(DmaExport),
+
+    /// Find out whether a driver takes the frames of a buffer to follow each other.
+    ///
+    /// A buffer is made that is one piece for its owner, and in the machine no two pages of which are
+    /// neighbours: there are guards between them. A program that has it as a dma-buf has the device
+    /// access bytes of it, all of them from --offset on: it finds its descriptor in $P2M_DMA_BUF, the
+    /// size in $P2M_DMA_SIZE, and the range in $P2M_DMA_OFFSET and $P2M_DMA_LENGTH. With --reads it
+    /// prints what the device has read, with --writes its input is what the device has to write. It
+    /// may also map the buffer, and hand the driver the address.
+    Check(DmaCheck),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DmaExport {
+    #[command(flatten)]
+    pub(crate) target: Target,
+
+    /// A PFN, or START..END.
+    #[arg(value_name = "PFNS", value_parser = parse_range)]
+    pub(crate) range: Range<Pfn>,
+
+    /// The program and its arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("direction").required(true))]
+pub(crate) struct DmaCheck {
+    /// The device reads the buffer.
+    #[arg(long, group = "direction")]
+    pub(crate) reads: bool,
+
+    /// The device writes to the buffer.
+    #[arg(long, group = "direction")]
+    pub(crate) writes: bool,
+
+    /// Begin so many bytes behind the beginning of the buffer.
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_offset, hide_default_value = true)]
+    pub(crate) offset: u64,
+
+    /// So many bytes; otherwise all to the end of the buffer.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) length: Option<u64>,
+
+    /// Have a buffer that a device reaches which has so many bits of addresses.
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u32).range(20..=64))]
+    pub(crate) mask: Option<u32>,
+
+    /// Which of the scattered orders.
+    #[arg(long, value_parser = parse_number, default_value = "0", hide_default_value = true)]
+    pub(crate) seed: u64,
+
+    /// What to call the device, if it doesn't attach to the dma-buf.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+
+    /// Size of the buffer, rounded up to whole pages.
+    #[arg(value_parser = parse_size)]
+    pub(crate) size: u64,
+
+    /// The program and its arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -908,6 +979,29 @@ fn parse_alignment(text: &str) -> Result<u32, String> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    #[test]
+    fn a_check_has_a_direction_and_a_program() {
+        let of = |rest: &str| -> Result<DmaCheck, ErrorKind> {
+            match parse(&format!("p2m dma check {rest}"))?.command {
+                Command::Dma {
+                    command: DmaCommand::Check(check),
+                } => Ok(check),
+                other => panic!("{other:?}"),
+            }
+        };
+        let check = of("--reads 64K --offset 2048 --name edu0 -- prog --reads a").expect("check");
+        assert_eq!((check.reads, check.writes), (true, false));
+        assert_eq!(
+            (check.size, check.offset, check.length),
+            (65536, 2048, None)
+        );
+        assert_eq!(check.name.as_deref(), Some("edu0"));
+        assert_eq!(check.command, ["prog", "--reads", "a"]);
+        for line in ["64K -- prog", "--reads --writes 64K -- prog", "--reads 64K"] {
+            assert!(of(line).is_err(), "{line}");
+        }
+    }
 
     /// Returns the arguments of `p2m dma plan`.
     pub(crate) fn dma_plan(rest: &str) -> DmaPlan {

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use p2m::{Bytes, DmaFlags, DmaLimits, DmaSegment, Domain, Run, plan_dma};
 use serde::Serialize;
 
-use crate::args::{Args, DmaCommand, DmaPlan};
+use crate::args::{Args, DmaPlan};
 use crate::format::{Bytes as Size, Count, Verdict, json, section};
 use crate::inspect::attach;
 
@@ -102,13 +102,7 @@ impl Display for Device {
     }
 }
 
-pub(crate) fn dma(args: &Args, command: &DmaCommand, out: &mut impl Write) -> Result<bool> {
-    match command {
-        DmaCommand::Plan(what) => plan(args, what, out),
-    }
-}
-
-fn plan(args: &Args, what: &DmaPlan, out: &mut impl Write) -> Result<bool> {
+pub(crate) fn plan(args: &Args, what: &DmaPlan, out: &mut impl Write) -> Result<bool> {
     let domain = attach(args, &what.target)?;
     let range = bytes(what, domain.info().page_bytes())?;
     let limits = what.limits();

@@ -7,6 +7,7 @@ mod args;
 mod check;
 mod crash;
 mod dma;
+mod dma_check;
 mod foreign;
 mod format;
 mod guard;
@@ -25,7 +26,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::args::{Args, Command, Guard};
+use crate::args::{Args, Command, DmaCommand, Guard};
 use crate::guest::GuestCommand;
 
 fn main() -> ExitCode {
@@ -56,7 +57,11 @@ fn run(args: &Args, out: &mut impl Write) -> Result<ExitCode> {
         Command::Check(of) => inspect::check(args, of, out),
         Command::Plot(what) => plot::plot(args, what, out),
         Command::Space { command } => space::space(args, command, out),
-        Command::Dma { command } => dma::dma(args, command, out),
+        Command::Dma { command } => match command {
+            DmaCommand::Plan(what) => dma::plan(args, what, out),
+            DmaCommand::Check(what) => dma_check::check(args, what, out),
+            DmaCommand::Export(what) => return dma_check::export(args, what).map(ExitCode::from),
+        },
         Command::Walk(what) => space::walk(args, what, out),
         Command::Release(what) => live::release(args, what, out),
         Command::Populate(what) => live::populate(args, what, out),
