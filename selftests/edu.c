@@ -71,6 +71,15 @@ static bool have_swiotlb(void)
 	return read_number("/sys/kernel/debug/swiotlb/io_tlb_nslabs", "%lu");
 }
 
+/*
+ * What the DMA API's debugging has found, on kernels that have it. It must find
+ * nothing about the right way, and it doesn't see the naive way.
+ */
+static unsigned long nr_dma_errors(void)
+{
+	return read_number("/sys/kernel/debug/dma-api/error_count", "%lu");
+}
+
 static unsigned int dma_bits(void)
 {
 	const char *bits = getenv("P2M_EDU_BITS");
@@ -233,6 +242,7 @@ FIXTURE(edu) {
 	bool bounces;
 	bool has_iommu;
 	char name[256];
+	unsigned long nr_dma_errors;
 };
 
 FIXTURE_VARIANT(edu) {
@@ -279,6 +289,7 @@ FIXTURE_SETUP(edu)
 	ASSERT_LE(0, self->fd);
 	ASSERT_EQ(0, _test_cmd_info(self->fd, &info));
 	self->has_iommu = have_iommu();
+	self->nr_dma_errors = nr_dma_errors();
 	if (dma_bits() == 28 && !self->has_iommu) {
 		self->bounces = have_swiotlb();
 		region.flags |= P2M_REGION_RANGE;
@@ -316,6 +327,7 @@ FIXTURE_TEARDOWN(edu)
 	free(self->data);
 	free(self->entries);
 	EXPECT_EQ(0, unload_driver());
+	EXPECT_EQ(self->nr_dma_errors, nr_dma_errors());
 }
 
 static struct p2m_edu_copy make_copy(const FIXTURE_DATA(edu) * self,
