@@ -487,7 +487,7 @@ mod tests {
                 return None;
             }
             table = entry & 0x000f_ffff_ffff_f000;
-            if entry & 1 << 7 != 0 {
+            if entry & (1 << 7) != 0 {
                 return Some(table + (address & 0x1f_ffff));
             }
         }
