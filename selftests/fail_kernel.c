@@ -899,7 +899,7 @@ static int run_map(const struct domain *d, __u64 offset, size_t len, int prot)
 
 static int run_map_memory(const struct domain *d)
 {
-	return run_map(d, P2M_OFFSET_MEMORY, NR_SCATTERED * P2M_PAGE_SIZE,
+	return run_map(d, P2M_OFFSET_MEMORY, 4 * P2M_PAGE_SIZE,
 		       PROT_READ | PROT_WRITE);
 }
 
@@ -908,7 +908,7 @@ COMMAND(map_memory, 0, .run = run_map_memory);
 static int run_map_on_demand(const struct domain *d)
 {
 	return run_map(d, P2M_OFFSET_MEMORY + DEMAND * P2M_PAGE_SIZE,
-		       NR_DEMAND * P2M_PAGE_SIZE, PROT_READ | PROT_WRITE);
+		       4 * P2M_PAGE_SIZE, PROT_READ | PROT_WRITE);
 }
 
 COMMAND(map_on_demand, 0, .half_way = true, .run = run_map_on_demand,
@@ -923,14 +923,14 @@ COMMAND(map_header, 0, .run = run_map_header);
 
 static int run_map_p2m(const struct domain *d)
 {
-	return run_map(d, P2M_OFFSET_P2M, 5 * P2M_PAGE_SIZE, PROT_READ);
+	return run_map(d, P2M_OFFSET_P2M, 2 * P2M_PAGE_SIZE, PROT_READ);
 }
 
 COMMAND(map_p2m, 0, .run = run_map_p2m);
 
 static int run_map_m2p(const struct domain *d)
 {
-	return run_map(d, P2M_OFFSET_M2P, 5 * P2M_PAGE_SIZE, PROT_READ);
+	return run_map(d, P2M_OFFSET_M2P, 2 * P2M_PAGE_SIZE, PROT_READ);
 }
 
 COMMAND(map_m2p, 0, .run = run_map_m2p);

@@ -1206,7 +1206,12 @@ TEST_F_TIMEOUT(view, reader_never_accepts_a_wrong_entry, 45)
 	ASSERT_NE(NULL, race.truth);
 	ASSERT_NE(NULL, race.later);
 	ASSERT_EQ(0, pthread_create(&reader, NULL, race_reader, &race));
-	for (i = 0; i < RACE_ROUNDS && now_ms() < deadline; i++) {
+	/* On a slow kernel as long as it takes to see something. */
+	for (i = 0; i < RACE_ROUNDS; i++) {
+		__u64 nr_alive = __atomic_load_n(&race.nr_alive, __ATOMIC_RELAXED);
+
+		if (now_ms() >= deadline && i > 10 && nr_alive)
+			break;
 		base = race_bases[i % ARRAY_LEN(race_bases)];
 		__atomic_store_n(&race.phase, 4 * i + 1, __ATOMIC_SEQ_CST);
 		test_cmd_region_create_fixed(self->fd, P2M_POLICY_ANY,
