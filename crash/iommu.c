@@ -131,6 +131,7 @@ static bool run(void __iomem *iommu, struct command *commands, u64 address, unsi
 	writeq(0, iommu + REG_COMMAND_HEAD);
 	writeq(0, iommu + REG_COMMAND_TAIL);
 	writeq(CONTROL_ENABLE | CONTROL_COMMANDS, iommu + REG_CONTROL);
+	/* The commands are there before the IOMMU hears of them. */
 	wmb();
 	writeq((nr + 1) * sizeof(*commands), iommu + REG_COMMAND_TAIL);
 	for (tries = 0; tries < PATIENCE; tries++) {
