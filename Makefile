@@ -15,10 +15,10 @@ p2m: a pseudo-physical to machine mapping, as a kernel module in Rust
 
   make run        build, boot a guest, load the module and show what it does
   make test       run all tests, on the host and in a guest
+  make test-debug run those of the guest on a debug kernel, that is built first
   make test-crash have guests panic with a crash kernel loaded
   make fuzz       a long run of the fuzzer of system calls: FUZZ='--ops N --seed N',
                   or FUZZ='--replay build/fuzz.list' for the last list of calls
-  make test-debug run those of the guest on a debug kernel, that is built first
   make bench      measure it side by side with what people use today
   make check      formatting, lints and warnings
   make shell      a guest with the module loaded and p2m in the PATH
