@@ -376,8 +376,8 @@ expect_pages() {
 info_has_all_keys() {
 	run 0 --json info
 	json '(keys_unsorted | join(" ")) == "abi_version page_shift mfn_visible " +
-		"table_mmap spaces cpu_access live dma_plan policies default_policy max_pfn max_mfn " +
-		"max_domain_pages max_total_pages max_regions"'
+		"table_mmap spaces cpu_access live dma_plan dma_buf policies default_policy max_pfn " +
+		"max_mfn max_domain_pages max_total_pages max_regions"'
 	json '.abi_version == 1 and .page_shift == 12 and .mfn_visible and .table_mmap'
 	json '.policies == ["any", "scatter", "contiguous", "superpage"] and .max_pfn == 2147483648'
 	# No memory of the machine is above its last frame.
@@ -694,7 +694,8 @@ os.close(fd)
 '
 	run 0 --json map --pages --pid "$pid"
 	json '.regions == [{base_pfn: 5, nr_pages: 32, policy: "any", seed: 0,
-		on_demand: false, bytes: 131072}]'
+		on_demand: false, guarded: false, node: null, mfns: null, colour: null,
+		bytes: 131072}]'
 	expect_pages '.pages[] | "\(.pfn) \(.mfn)"'
 	run 0 --json check --pid "$pid"
 	json '.ok and all(.witnesses[]; .asked == 32)'

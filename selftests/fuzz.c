@@ -36,6 +36,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -1332,6 +1333,9 @@ static void run_round(void)
 		}
 		usleep(2000);
 	}
+	/* Processes of one that was killed are ours now, and end, too. */
+	while (waitpid(-1, NULL, 0) > 0 || errno == EINTR)
+		;
 	check_end();
 }
 
@@ -1454,7 +1458,8 @@ int main(int argc, char **argv)
 	}
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
 		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (shared == MAP_FAILED || chmod(P2M_DEVICE, 0666))
+	if (shared == MAP_FAILED || chmod(P2M_DEVICE, 0666) ||
+	    prctl(PR_SET_CHILD_SUBREAPER, 1))
 		return 1;
 	if (replay && load(replay)) {
 		fprintf(stderr, "fuzz: %s can't be read, or is none\n", replay);

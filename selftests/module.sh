@@ -89,7 +89,7 @@ unknown_parameter_value_is_refused() {
 }
 
 policy_that_does_not_exist_is_refused() {
-	unknown_parameter_value_is_refused default_policy=3
+	unknown_parameter_value_is_refused default_policy=4
 }
 
 number_that_is_none_is_refused() {
