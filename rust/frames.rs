@@ -164,6 +164,9 @@ const GFP_SUPERPAGE_LIGHT: bindings::gfp_t = GFP_BLOCK;
 /// log2 of the number of pages in a superpage.
 const SUPERPAGE_ORDER: u32 = SUPERPAGE_PAGES.ilog2();
 
+/// One page of so many is left to others.
+const OTHERS_SHARE: u64 = 32;
+
 impl Source {
     /// Returns the first frame of a superpage, from a zone and a node.
     fn alloc_superpage_in(
@@ -199,11 +202,15 @@ impl Source {
 
     /// Returns whether the machine has that many pages to spare.
     ///
-    /// Without it, a hopeless request would first drive everybody else's memory out.
+    /// Without it, a hopeless request would first drive everybody else's memory out. A part is left
+    /// to others in any case: what is said to be available may be below the marks at which they
+    /// have to wait or to die for a page, as these are raised for a while when blocks are split.
     pub(crate) fn has_room_for(nr_pages: u64) -> bool {
-        // SAFETY: It has no requirements.
-        let available = u64::try_from(unsafe { bindings::si_mem_available() }).unwrap_or(0);
-        nr_pages <= available
+        // SAFETY: Both have no requirements.
+        let (available, total) =
+            unsafe { (bindings::si_mem_available(), ffi::p2m_totalram_pages()) };
+        let available = u64::try_from(available).unwrap_or(0);
+        nr_pages.saturating_add(total as u64 / OTHERS_SHARE) <= available
     }
 
     /// Returns the page of a frame that came from here.
