@@ -4,10 +4,7 @@
 //!
 //! C header: [`include/uapi/p2m_crash.h`](../include/uapi/p2m_crash.h)
 
-use kernel::{
-    ioctl::_IO,
-    prelude::*, //
-};
+use kernel::prelude::*;
 
 use crate::pure::pv;
 
@@ -26,6 +23,7 @@ mod generated {
     include!(env!("P2M_CRASH_UAPI_GENERATED"));
 }
 
+use crate::ioctl::commands;
 pub(crate) use crate::ioctl::{
     handle,
     user_slice,
@@ -33,26 +31,8 @@ pub(crate) use crate::ioctl::{
 };
 pub(crate) use generated::*;
 
-macro_rules! commands {
-    ($($command:ident = $nr:ident, $min_size:literal, $flags:expr;)*) => {$(
-        impl Command for $command {
-            const NUMBER: u32 = _IO(P2M_CRASH_IOCTL_TYPE, $nr);
-            const MIN_SIZE: usize = $min_size;
-            const FLAGS: u32 = $flags;
-
-            fn flags(&self) -> u32 {
-                self.flags
-            }
-        }
-
-        static_assert!(core::mem::offset_of!($command, size) == 0);
-        static_assert!(core::mem::offset_of!($command, flags) == 4);
-        static_assert!(core::mem::size_of::<$command>() >= $min_size);
-        static_assert!(core::mem::size_of::<$command>() % 8 == 0);
-    )*};
-}
-
 commands! {
+    type P2M_CRASH_IOCTL_TYPE;
     p2m_crash_info = P2M_CRASH_CMD_INFO, 56, 0;
     p2m_crash_load = P2M_CRASH_CMD_LOAD, 80, P2M_CRASH_HOLD_ALL | P2M_CRASH_IOMMU;
     p2m_crash_unload = P2M_CRASH_CMD_UNLOAD, 8, 0;

@@ -4,10 +4,7 @@
 //!
 //! C header: [`include/uapi/p2m.h`](../include/uapi/p2m.h)
 
-use kernel::{
-    ioctl::_IO,
-    prelude::*, //
-};
+use kernel::prelude::*;
 
 use crate::pure::{
     dma,
@@ -40,31 +37,13 @@ mod generated {
     include!(env!("P2M_UAPI_GENERATED"));
 }
 
+use crate::ioctl::commands;
 pub(crate) use crate::ioctl::{
     handle,
     user_slice,
     Command, //
 };
 pub(crate) use generated::*;
-
-macro_rules! commands {
-    ($($command:ident = $nr:ident, $min_size:literal, $flags:expr;)*) => {$(
-        impl Command for $command {
-            const NUMBER: u32 = _IO(P2M_IOCTL_TYPE, $nr);
-            const MIN_SIZE: usize = $min_size;
-            const FLAGS: u32 = $flags;
-
-            fn flags(&self) -> u32 {
-                self.flags
-            }
-        }
-
-        static_assert!(core::mem::offset_of!($command, size) == 0);
-        static_assert!(core::mem::offset_of!($command, flags) == 4);
-        static_assert!(core::mem::size_of::<$command>() >= $min_size);
-        static_assert!(core::mem::size_of::<$command>() % 8 == 0);
-    )*};
-}
 
 /// Flags of a region.
 const REGION_FLAGS: u32 = P2M_REGION_FIXED
@@ -75,6 +54,7 @@ const REGION_FLAGS: u32 = P2M_REGION_FIXED
     | P2M_REGION_COLOUR;
 
 commands! {
+    type P2M_IOCTL_TYPE;
     p2m_info = P2M_CMD_INFO, 72, 0;
     p2m_stat = P2M_CMD_STAT, 96, 0;
     p2m_region_create = P2M_CMD_REGION_CREATE, 72, REGION_FLAGS;

@@ -42,6 +42,28 @@ pub(crate) trait Command: FromBytes + IntoBytes + KnownLayout + Immutable {
     fn flags(&self) -> u32;
 }
 
+/// Says which structures are commands of a type: the number, the size of the first version, and the
+/// flags that are known.
+macro_rules! commands {
+    (type $type:ident; $($command:ident = $nr:ident, $min_size:literal, $flags:expr;)*) => {$(
+        impl $crate::ioctl::Command for $command {
+            const NUMBER: u32 = ::kernel::ioctl::_IO($type, $nr);
+            const MIN_SIZE: usize = $min_size;
+            const FLAGS: u32 = $flags;
+
+            fn flags(&self) -> u32 {
+                self.flags
+            }
+        }
+
+        static_assert!(core::mem::offset_of!($command, size) == 0);
+        static_assert!(core::mem::offset_of!($command, flags) == 4);
+        static_assert!(core::mem::size_of::<$command>() >= $min_size);
+        static_assert!(core::mem::size_of::<$command>() % 8 == 0);
+    )*};
+}
+pub(crate) use commands;
+
 /// Makes a user pointer of what userspace gave.
 fn user_ptr(address: u64) -> Result<UserPtr> {
     Ok(UserPtr::from_addr(
