@@ -5,44 +5,10 @@
 
 #![allow(missing_docs, non_camel_case_types, dead_code, unreachable_pub)]
 
-use std::os::fd::BorrowedFd;
-
-use rustix::io;
-use rustix::ioctl::{self, Opcode, Updater, opcode};
-
 include!(concat!(env!("OUT_DIR"), "/abi.rs"));
 
-macro_rules! commands {
-    ($($structure:ident = $command:ident;)*) => {$(
-        impl $structure {
-            pub const OPCODE: Opcode = opcode::none(P2M_CRASH_IOCTL_TYPE as u8, $command as u8);
-
-            /// Returns the structure with its size filled in, and all else 0.
-            pub fn new() -> Self {
-                Self {
-                    size: size_of::<Self>() as u32,
-                    ..Self::default()
-                }
-            }
-
-            /// Runs the command on an open /dev/p2m_crash.
-            ///
-            /// # Safety
-            ///
-            /// A pointer in the structure points to an array of as many elements as the structure
-            /// says, and so do those in the elements.
-            pub unsafe fn call(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
-                // SAFETY: The header defines command and structure by one name, and the kernel
-                // writes to no more of the structure than its size says.
-                let command = unsafe { Updater::<{ Self::OPCODE }, Self>::new(self) };
-                // SAFETY: By the safety requirements of this function.
-                unsafe { ioctl::ioctl(fd, command) }
-            }
-        }
-    )*};
-}
-
-commands! {
+p2m_abi::commands! {
+    type P2M_CRASH_IOCTL_TYPE;
     p2m_crash_info = P2M_CRASH_CMD_INFO;
     p2m_crash_load = P2M_CRASH_CMD_LOAD;
     p2m_crash_unload = P2M_CRASH_CMD_UNLOAD;

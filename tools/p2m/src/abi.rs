@@ -5,10 +5,6 @@
 
 #![allow(missing_docs, non_camel_case_types, dead_code, unreachable_pub)]
 
-use rustix::io;
-use rustix::ioctl::{self, Opcode, Updater, opcode};
-use std::os::fd::BorrowedFd;
-
 include!(concat!(env!("OUT_DIR"), "/abi.rs"));
 
 // C has an unsigned 64-bit literal where bindgen chooses the smallest type that holds the bits.
@@ -19,37 +15,8 @@ pub const ENTRY_MFN_MASK: u64 = P2M_ENTRY_MFN_MASK;
 pub const MAX_PFN: u64 = P2M_MAX_PFN as u64;
 pub const PTE_NX: u64 = P2M_PTE_NX as u64;
 
-macro_rules! commands {
-    ($($structure:ident = $command:ident;)*) => {$(
-        impl $structure {
-            pub const OPCODE: Opcode = opcode::none(P2M_IOCTL_TYPE as u8, $command as u8);
-
-            /// Returns the structure with its size filled in, and all else 0.
-            pub fn new() -> Self {
-                Self {
-                    size: size_of::<Self>() as u32,
-                    ..Self::default()
-                }
-            }
-
-            /// Runs the command on an open /dev/p2m.
-            ///
-            /// # Safety
-            ///
-            /// A pointer in the structure points to an array of as many elements as the structure
-            /// says, which may be written to if the command fills it in.
-            pub unsafe fn call(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
-                // SAFETY: The header defines command and structure by one name, and the kernel
-                // writes to no more of the structure than its size says.
-                let command = unsafe { Updater::<{ Self::OPCODE }, Self>::new(self) };
-                // SAFETY: By the safety requirements of this function.
-                unsafe { ioctl::ioctl(fd, command) }
-            }
-        }
-    )*};
-}
-
-commands! {
+p2m_abi::commands! {
+    type P2M_IOCTL_TYPE;
     p2m_info = P2M_CMD_INFO;
     p2m_stat = P2M_CMD_STAT;
     p2m_region_create = P2M_CMD_REGION_CREATE;
