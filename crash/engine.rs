@@ -18,6 +18,8 @@
 //! - There is no GIF: an NMI comes through the old kernel's IDT until the entry.
 
 use kernel::{
+    bindings,
+    error::to_result,
     fmt::{
         self,
         Display,
@@ -49,6 +51,8 @@ pub(crate) enum Refusal {
     Occupied,
     /// No place for a window.
     NoHole,
+    /// No more kernels may be loaded.
+    NoLoads,
 }
 
 impl Refusal {
@@ -62,6 +66,7 @@ impl Refusal {
             Self::LockedDown => abi::P2M_CRASH_LOCKED_DOWN,
             Self::Occupied => abi::P2M_CRASH_OCCUPIED,
             Self::NoHole => abi::P2M_CRASH_NO_HOLE,
+            Self::NoLoads => abi::P2M_CRASH_NO_LOADS,
         }
     }
 }
@@ -82,6 +87,28 @@ pub(crate) fn refusal() -> Option<Refusal> {
         return Some(Refusal::Encrypted);
     }
     Svm::refusal()
+}
+
+/// Returns whether kernels may be loaded, as far as that isn't about the machine or the caller.
+pub(crate) fn may_load() -> bool {
+    // SAFETY: It has no requirements in a context that may sleep.
+    !unsafe { ffi::p2m_crash_is_disabled() }
+}
+
+/// Checks that the caller may change what a panic starts, by the rules of `kexec_load()`.
+pub(crate) fn permit() -> Result {
+    // SAFETY: They have no requirements.
+    let is_permitted = unsafe {
+        bindings::capable(bindings::CAP_SYS_BOOT as c_int) && ffi::p2m_crash_locked_down() == 0
+    };
+    (is_permitted && may_load()).then_some(()).ok_or(EPERM)
+}
+
+/// Checks that the caller may load one, and counts it. Nobody else loads one meanwhile.
+pub(crate) fn permit_load() -> Result {
+    permit()?;
+    // SAFETY: It has no requirements in a context that may sleep.
+    to_result(unsafe { ffi::p2m_crash_permit_load() })
 }
 
 /// Where a crash kernel is entered: in 64-bit mode, interrupts off, as the boot protocol has it.

@@ -42,6 +42,8 @@ extern "C" {
     pub(crate) fn p2m_crash_is_virtual() -> bool;
     pub(crate) fn p2m_crash_is_encrypted() -> bool;
     pub(crate) fn p2m_crash_locked_down() -> c_int;
+    pub(crate) fn p2m_crash_is_disabled() -> bool;
+    pub(crate) fn p2m_crash_permit_load() -> c_int;
     pub(crate) fn p2m_crash_nr_levels() -> u32;
     pub(crate) fn p2m_crash_has_gbpages() -> bool;
     pub(crate) fn p2m_crash_physical_bits() -> u32;

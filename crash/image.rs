@@ -446,7 +446,8 @@ fn replace(image: Option<KBox<Image>>) -> Option<KBox<Image>> {
 
 /// `P2M_CRASH_INFO`
 pub(crate) fn info(info: &mut abi::p2m_crash_info) -> Result {
-    match place() {
+    let may_load = |base| engine::may_load().then_some(base).ok_or(Refusal::NoLoads);
+    match place().and_then(may_load) {
         Ok(base) => {
             info.out_refusal = abi::P2M_CRASH_OK;
             info.out_base = base.get() << PAGE_SHIFT;
@@ -470,6 +471,7 @@ pub(crate) fn info(info: &mut abi::p2m_crash_info) -> Result {
 /// `P2M_CRASH_LOAD`
 pub(crate) fn load(command: &mut abi::p2m_crash_load) -> Result {
     let _guard = LOADING.lock();
+    engine::permit_load()?;
     let image = KBox::new(Image::new(command)?, GFP_KERNEL)?;
     if replace(Some(image)).is_none() {
         // SAFETY: An open file holds the module. While something is loaded, it can't go.
@@ -481,6 +483,7 @@ pub(crate) fn load(command: &mut abi::p2m_crash_load) -> Result {
 /// `P2M_CRASH_UNLOAD`
 pub(crate) fn unload(_: &mut abi::p2m_crash_unload) -> Result {
     let _guard = LOADING.lock();
+    engine::permit()?;
     drop(replace(None).ok_or(ENOENT)?);
     // SAFETY: `load()` got it.
     unsafe { ffi::p2m_crash_put_module() };

@@ -55,13 +55,21 @@ static struct notifier_block notifier = {
 
 int p2m_crash_start(void (*panicked)(const struct pt_regs *registers))
 {
+	int ret = p2m_crash_find_rules();
+
+	if (ret)
+		return ret;
 	crash = panicked;
-	return atomic_notifier_chain_register(&panic_notifier_list, &notifier);
+	ret = atomic_notifier_chain_register(&panic_notifier_list, &notifier);
+	if (ret)
+		p2m_crash_forget_rules();
+	return ret;
 }
 
 void p2m_crash_stop(void)
 {
 	atomic_notifier_chain_unregister(&panic_notifier_list, &notifier);
+	p2m_crash_forget_rules();
 }
 
 void p2m_crash_get_module(void)

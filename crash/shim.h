@@ -75,6 +75,12 @@ void p2m_crash_forget_iommus(void);
 unsigned int p2m_crash_nr_iommus(void);
 bool p2m_crash_switch_iommus(u64 device_table, void *commands, u64 address);
 
+/* permission.c */
+int p2m_crash_find_rules(void);
+void p2m_crash_forget_rules(void);
+bool p2m_crash_is_disabled(void);
+int p2m_crash_permit_load(void);
+
 /* entry.S */
 void p2m_crash_capture(struct pt_regs *registers);
 void p2m_crash_svm_begin(u64 host_vmcb);

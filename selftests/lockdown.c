@@ -12,32 +12,13 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "kselftest_harness.h"
 #include "p2m_util.h"
 
-#define LOCKDOWN "/sys/kernel/security/lockdown"
 #define NR_PAGES 64ULL
-
-static int lock_down(const char *level)
-{
-	int fd = open(LOCKDOWN, O_RDWR | O_CLOEXEC);
-	char now[64] = "", wanted[32];
-	ssize_t ret;
-
-	if (fd < 0)
-		return -1;
-	ret = write(fd, level, strlen(level));
-	/* The level that holds is in brackets. It's refused if it's held already. */
-	snprintf(wanted, sizeof(wanted), "[%s]", level);
-	if (pread(fd, now, sizeof(now) - 1, 0) < 0 || !strstr(now, wanted))
-		ret = -1;
-	close(fd);
-	return ret < 0 && !strstr(now, wanted) ? -1 : 0;
-}
 
 FIXTURE(locked_down)
 {
@@ -52,10 +33,7 @@ FIXTURE_SETUP(locked_down)
 		SKIP(return, "no " P2M_DEVICE);
 	if (!level)
 		SKIP(return, "P2M_LOCKDOWN doesn't say that it may be done");
-	if (access(LOCKDOWN, F_OK) &&
-	    mount("none", "/sys/kernel/security", "securityfs", 0, NULL))
-		SKIP(return, "no securityfs");
-	if (access(LOCKDOWN, F_OK))
+	if (!can_lock_down())
 		SKIP(return, "the kernel can't be locked down");
 	/* A space that the processor could be given. */
 	self->fd = p2m_open();

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -45,6 +46,32 @@ int drop_privileges(void)
 		return -1;
 	/* Or /proc/self would stay root's. */
 	return prctl(PR_SET_DUMPABLE, 1);
+}
+
+#define LOCKDOWN "/sys/kernel/security/lockdown"
+
+bool can_lock_down(void)
+{
+	if (access(LOCKDOWN, F_OK))
+		mount("none", "/sys/kernel/security", "securityfs", 0, NULL);
+	return !access(LOCKDOWN, F_OK);
+}
+
+int lock_down(const char *level)
+{
+	int fd = open(LOCKDOWN, O_RDWR | O_CLOEXEC);
+	char now[64] = "", wanted[32];
+	ssize_t ret;
+
+	if (fd < 0)
+		return -1;
+	ret = write(fd, level, strlen(level));
+	/* The level that holds is in brackets. It's refused if it's held already. */
+	snprintf(wanted, sizeof(wanted), "[%s]", level);
+	if (pread(fd, now, sizeof(now) - 1, 0) < 0 || !strstr(now, wanted))
+		ret = -1;
+	close(fd);
+	return ret < 0 && !strstr(now, wanted) ? -1 : 0;
 }
 
 int _test_cmd_info(int fd, struct p2m_info *info)

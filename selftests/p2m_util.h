@@ -28,6 +28,9 @@ int p2m_open(void);
 int p2m_open_unprivileged(void);
 /* For good: NOBODY_UID and no capabilities. */
 int drop_privileges(void);
+/* For good, too: integrity or confidentiality. */
+bool can_lock_down(void);
+int lock_down(const char *level);
 
 /* The commands. */
 int _test_cmd_info(int fd, struct p2m_info *info);

@@ -62,6 +62,9 @@
  *   Another hypervisor than KVM has the processor.
  * P2M_CRASH_NO_HOLE
  *   There is no place for a window among the physical addresses.
+ * P2M_CRASH_NO_LOADS
+ *   No more kernels may be loaded: kernel.kexec_load_disabled is set, or
+ *   kernel.kexec_load_limit_panic is 0.
  */
 #define P2M_CRASH_OK 0
 #define P2M_CRASH_NO_ENGINE 1
@@ -71,6 +74,7 @@
 #define P2M_CRASH_LOCKED_DOWN 5
 #define P2M_CRASH_OCCUPIED 6
 #define P2M_CRASH_NO_HOLE 7
+#define P2M_CRASH_NO_LOADS 8
 
 /**
  * struct p2m_crash_info - ioctl(P2M_CRASH_INFO)
@@ -151,7 +155,10 @@ struct p2m_crash_segment {
  *
  *  - EOPNOTSUPP: also if there can't be a crash kernel, as P2M_CRASH_INFO tells, or
  *    no IOMMU.
- *  - EPERM: also if the kernel is locked down.
+ *  - EPERM: also without CAP_SYS_BOOT, whoever opened the device; if the kernel is
+ *    locked down; or if kernel.kexec_load_disabled or kernel.kexec_load_limit_panic
+ *    forbid it. A call counts for the latter whether or not it fails after that.
+ *  - EACCES: a security module forbids kernels that it can't judge.
  *  - ENOMEM: also if too little memory is free for the crash kernel to get
  *    @min_memory.
  *  - E2BIG: @memory is larger than P2M_CRASH_MAX_MEMORY, or there are too many
@@ -180,7 +187,8 @@ struct p2m_crash_load {
  * @size: sizeof(struct p2m_crash_unload)
  * @flags: Must be 0.
  *
- * From now on a panic starts no crash kernel. ENOENT if none was loaded.
+ * From now on a panic starts no crash kernel. ENOENT if none was loaded. EPERM as for
+ * P2M_CRASH_LOAD: what is loaded stays then.
  */
 struct p2m_crash_unload {
 	__u32 size;

@@ -29,6 +29,8 @@ pub enum Refusal {
     Occupied,
     /// There is no place for the window.
     NoHole,
+    /// No more kernels may be loaded.
+    NoLoads,
     /// The module is newer than this program.
     Unknown(u32),
 }
@@ -44,6 +46,7 @@ impl Refusal {
             abi::P2M_CRASH_LOCKED_DOWN => Self::LockedDown,
             abi::P2M_CRASH_OCCUPIED => Self::Occupied,
             abi::P2M_CRASH_NO_HOLE => Self::NoHole,
+            abi::P2M_CRASH_NO_LOADS => Self::NoLoads,
             number => Self::Unknown(number),
         })
     }
@@ -62,6 +65,10 @@ impl Display for Refusal {
             Self::LockedDown => "the kernel is locked down, and images aren't verified",
             Self::Occupied => "another hypervisor than KVM uses the processor's SVM",
             Self::NoHole => "there is no place for the window among the physical addresses",
+            Self::NoLoads => {
+                "no more kernels may be loaded (kernel.kexec_load_disabled or \
+                 kernel.kexec_load_limit_panic)"
+            }
             Self::Unknown(number) => return write!(f, "reason {number} of a newer module"),
         })
     }
