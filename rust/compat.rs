@@ -10,6 +10,7 @@ pub(crate) use kernel::{
         EOPNOTSUPP,
         EUCLEAN, //
     },
+    mm::virt::flags::MAYSHARE,
     sync::rcu::rcu_barrier, //
 };
 
@@ -31,8 +32,13 @@ pub(crate) fn parameter<T: Copy>(parameter: &ModuleParamAccess<T>) -> T {
 mod missing {
     use kernel::{
         bindings,
+        mm::virt::flags,
         prelude::*, //
     };
+
+    /// It is there, too, but by a mistake with the value of `MAYEXEC`. That of each `MAY` flag is as
+    /// far from that of its flag; helpers.c asserts it for this one.
+    pub(crate) const MAYSHARE: bindings::vm_flags_t = flags::SHARED << 4;
 
     macro_rules! errors {
         ($($error:ident)*) => {$(

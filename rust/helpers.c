@@ -18,6 +18,9 @@
 
 #include "helpers.h"
 
+/* See compat.rs. */
+static_assert(VM_MAYSHARE == VM_SHARED << 4);
+
 unsigned long p2m_page_to_pfn(const struct page *page)
 {
 	return page_to_pfn(page);

@@ -25,6 +25,7 @@ use kernel::{
 };
 
 use crate::{
+    compat::MAYSHARE,
     domain::Domain,
     ffi,
     frames::Source,
@@ -103,7 +104,7 @@ pub(crate) unsafe extern "C" fn get_unmapped_area(
 /// Sets up a mapping.
 pub(crate) fn mmap(domain: &Domain, vma: &VmaNew) -> Result {
     // What a private mapping would show after a fork and a write is not what anybody wants.
-    if vma.flags() & flags::MAYSHARE == 0 {
+    if vma.flags() & MAYSHARE == 0 {
         return Err(EINVAL);
     }
     // SAFETY: The VMA is being set up, so nobody changes it.
