@@ -17,7 +17,10 @@ pub(crate) use kernel::{
 #[cfg(p2m_kernel_7_2)]
 pub(crate) use missing::*;
 
-use kernel::module_param::ModuleParamAccess;
+use kernel::{
+    bindings,
+    module_param::ModuleParamAccess, //
+};
 
 /// Returns the value of a module parameter.
 pub(crate) fn parameter<T: Copy>(parameter: &ModuleParamAccess<T>) -> T {
@@ -25,6 +28,33 @@ pub(crate) fn parameter<T: Copy>(parameter: &ModuleParamAccess<T>) -> T {
     return parameter.value();
     #[cfg(p2m_kernel_7_2)]
     return *parameter.value();
+}
+
+/// Gives a file that is being opened other operations, which are those of a misc device of ours but
+/// for what these don't have. Returns whether it may be opened.
+///
+/// # Safety
+///
+/// It's the one at work on the file, which the misc device has given its operations. The new ones are
+/// there as long as the module that owns them, which is ours.
+pub(crate) unsafe fn replace_operations(
+    file: *mut bindings::file,
+    operations: &'static bindings::file_operations,
+) -> bool {
+    // Those of a misc device have no owner in 7.2, so files would outlive the module. It's here until
+    // a file was opened, as a device goes only then. After an error, what it has is looked at.
+    #[cfg(p2m_kernel_7_2)]
+    // SAFETY: By the safety requirements of this function.
+    unsafe {
+        if !bindings::try_module_get(operations.owner) {
+            (*file).f_op = core::ptr::null();
+            return false;
+        }
+    }
+    // SAFETY: By the safety requirements of this function. The reference to the owner is now that of
+    // the new operations.
+    unsafe { (*file).f_op = operations };
+    true
 }
 
 /// What 7.2 doesn't have yet.

@@ -33,6 +33,7 @@ use crate::{
         CHUNK,
         ENTRY_SIZE, //
     },
+    compat,
     dma_buf,
     dma_commands,
     domain::Domain,
@@ -53,10 +54,11 @@ unsafe impl Sync for Operations {}
 static OPERATIONS: SetOnce<Operations> = SetOnce::new();
 
 /// Makes the operations of files. To be called once, before there are any.
-pub(crate) fn prepare(options: MiscDeviceOptions) -> Result {
+pub(crate) fn prepare(options: MiscDeviceOptions, module: &'static ThisModule) -> Result {
     // SAFETY: The operations of a misc device are a constant.
     let mut operations = unsafe { *options.into_raw::<Domain>().fops };
     operations.get_unmapped_area = Some(vma::get_unmapped_area);
+    operations.owner = module.as_ptr();
     match OPERATIONS.populate(Operations(operations)) {
         true => Ok(()),
         false => Err(EBUSY),
@@ -79,9 +81,11 @@ impl MiscDevice for Domain {
 
     fn open(file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
         let operations = OPERATIONS.as_ref().ok_or(ENODEV)?;
-        // SAFETY: The file is being opened, so nobody uses it yet. The operations have the same owner
-        // as those that the file had, and are there as long as the module.
-        unsafe { (*file.as_ptr()).f_op = &operations.0 };
+        // SAFETY: The file is being opened, so nobody uses it yet. The operations are there as long as
+        // the module.
+        if !unsafe { compat::replace_operations(file.as_ptr(), &operations.0) } {
+            return Err(ENODEV);
+        }
         Domain::new(file)
     }
 

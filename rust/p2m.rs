@@ -98,13 +98,13 @@ struct P2m {
 }
 
 impl kernel::InPlaceModule for P2m {
-    fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
+    fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         let options = MiscDeviceOptions { name: c"p2m" };
         // Initialised in this order: the device is visible last.
         try_pin_init!(Self {
             _missing: {
                 domain::check_parameters()?;
-                device::prepare(options)?;
+                device::prepare(options, module)?;
                 space::register_backends()?;
                 MissingTables::new()?
             },
