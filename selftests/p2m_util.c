@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+#include <dirent.h>
 #include <elf.h>
 #include <fcntl.h>
 #include <grp.h>
@@ -610,6 +611,93 @@ __u64 meminfo_kib(const char *field)
 	}
 	fclose(file);
 	return ret;
+}
+
+static FILE *open_port(void)
+{
+	DIR *dir = opendir("/sys/class/virtio-ports");
+	struct dirent *entry;
+	char path[512], name[32];
+	FILE *port = NULL, *file;
+	int fd;
+
+	while (dir && !port && (entry = readdir(dir))) {
+		snprintf(path, sizeof(path), "/sys/class/virtio-ports/%s/name",
+			 entry->d_name);
+		file = fopen(path, "r");
+		if (!file)
+			continue;
+		if (fscanf(file, "%31s", name) == 1 && !strcmp(name, "monitor")) {
+			snprintf(path, sizeof(path), "/dev/%s", entry->d_name);
+			fd = open(path, O_RDWR | O_CLOEXEC);
+			if (fd >= 0)
+				port = fdopen(fd, "r+");
+		}
+		fclose(file);
+	}
+	if (dir)
+		closedir(dir);
+	return port;
+}
+
+/* Lines come until the one that answers. */
+char *qemu_ask(struct qemu *qemu, const char *command)
+{
+	static unsigned int id;
+	char mark[32], *line = NULL;
+	size_t size = 0;
+
+	snprintf(mark, sizeof(mark), "\"id\": %u", ++id);
+	if (fprintf(qemu->port, "{%s, \"id\": %u}\n", command, id) < 0 ||
+	    fflush(qemu->port))
+		return NULL;
+	while (getline(&line, &size, qemu->port) > 0)
+		if (strstr(line, mark))
+			return line;
+	free(line);
+	return NULL;
+}
+
+bool qemu_open(struct qemu *qemu)
+{
+	char *answer;
+
+	qemu->port = open_port();
+	if (!qemu->port)
+		return false;
+	setvbuf(qemu->port, NULL, _IONBF, 0);
+	/* An error says that it was done before. */
+	answer = qemu_ask(qemu, "\"execute\": \"qmp_capabilities\"");
+	free(answer);
+	return answer;
+}
+
+bool qemu_read(struct qemu *qemu, __u64 mfn, void *page)
+{
+	char command[160], *answer, *next;
+	__u64 *words = page;
+	size_t i;
+
+	snprintf(command, sizeof(command),
+		 "\"execute\": \"human-monitor-command\", \"arguments\": {\"command-line\": \"xp /512gx 0x%llx\"}",
+		 mfn * P2M_PAGE_SIZE);
+	answer = qemu_ask(qemu, command);
+	if (!answer)
+		return false;
+	next = answer;
+	for (i = 0; i < P2M_PAGE_SIZE / sizeof(*words); i++) {
+		next = strstr(next, " 0x");
+		if (!next)
+			break;
+		words[i] = strtoull(next + 1, &next, 16);
+	}
+	free(answer);
+	return i == P2M_PAGE_SIZE / sizeof(*words);
+}
+
+void qemu_close(struct qemu *qemu)
+{
+	fclose(qemu->port);
 }
 
 __u64 now_ms(void)

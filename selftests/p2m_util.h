@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <sys/types.h>
 
 #include <p2m.h>
@@ -236,6 +237,18 @@ __u64 meminfo_kib(const char *field);
 
 /* A device for I/O that doesn't copy, of @len bytes or more; -1 if there's none. */
 int open_loop_device(size_t len);
+
+/* QEMU itself, which a guest can ask at a virtio port (qemu/guest --monitor). */
+struct qemu {
+	FILE *port;
+};
+/* False if there is none. */
+bool qemu_open(struct qemu *qemu);
+/* The answer to a QMP command, given without braces: to be freed; NULL if there is none. */
+char *qemu_ask(struct qemu *qemu, const char *command);
+/* A page of the machine, as QEMU has it. */
+bool qemu_read(struct qemu *qemu, __u64 mfn, void *page);
+void qemu_close(struct qemu *qemu);
 
 __u64 now_ms(void);
 /* A pseudo-random sequence that is the same in every run. */
