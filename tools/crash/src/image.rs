@@ -347,7 +347,9 @@ impl Image {
             .command_line
             .split_whitespace()
             .filter(|word| {
-                ["console=", "earlyprintk=", "earlycon="]
+                // The last one is for timers that are late, as emulated ones are. In a virtual
+                // machine kernels assume it, but this one isn't told that it's in one.
+                ["console=", "earlyprintk=", "earlycon=", "no_timer_check"]
                     .iter()
                     .any(|name| word.starts_with(name))
             })
