@@ -37,7 +37,21 @@ bench:
 selftests:
 	$(MAKE) -C selftests OUTPUT=$(CURDIR)/build/selftests
 
+# The modules, the command, and the service that has a crash kernel loaded.
+PREFIX ?= /usr/local
+install: module tools
+	$(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(MODULE) modules_install
+	install -D build/bin/p2m $(DESTDIR)$(PREFIX)/sbin/p2m
+	$(MAKE) install-crash
+
+install-crash:
+	install -D -t $(DESTDIR)$(PREFIX)/sbin crash/service/p2m-crash
+	install -D -t $(DESTDIR)$(PREFIX)/lib/p2m-crash crash/mkinitramfs crash/init
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system crash/service/p2m-crash.service
+	[ -e $(DESTDIR)/etc/default/p2m-crash ] || \
+		install -D -m 644 crash/service/p2m-crash.default $(DESTDIR)/etc/default/p2m-crash
+
 clean:
 	rm -rf build
 
-.PHONY: module clippy tools bench selftests clean
+.PHONY: module clippy tools bench selftests install install-crash clean
