@@ -22,6 +22,7 @@ p2m: a pseudo-physical to machine mapping, as a kernel module in Rust
   make soak       all operations at once for an hour, under pressure and kills:
                   SOAK='--minutes N'
   make bench      measure it side by side with what people use today
+  make bench-crash the same for crash kernels, beside kdump
   make check      formatting, lints and warnings
   make shell      a guest with the module loaded and p2m in the PATH
   make module     build the module      (tools, selftests: these)
@@ -63,6 +64,9 @@ bench: module
 	@qemu/enter make bench
 	@qemu/bench
 
+bench-crash: module tools
+	@qemu/bench-crash
+
 test-crash: module tools
 	@qemu/test-crash
 
@@ -81,5 +85,5 @@ clean:
 update:
 	@qemu/update
 
-.PHONY: help run test test-crash test-debug fuzz soak bench check shell module tools selftests clean update
+.PHONY: help run test test-crash test-debug fuzz soak bench bench-crash check shell module tools selftests clean update
 endif
