@@ -6,6 +6,13 @@
 # it thinks of it, by guest_init, which is its first process.
 #
 # The kernel is that of P2M_GUEST_KERNEL, or found where kernels are.
+#
+# Where QEMU emulates the processor, a kernel in a virtual machine may die of a triple
+# fault that nobody made, whatever its memory is: when VMRUN injects an interrupt,
+# helper_vmrun() leaves its number as that of an exception, and if the thread of the
+# processor is asked to leave its loop before the next exception, it is delivered once
+# more, at the first instruction of the handler. If that came from user mode, it's before
+# SWAPGS. A test in which that happens is run once more there, and says so.
 
 # The functions of this file are run by name.
 # shellcheck disable=SC2317
@@ -557,6 +564,24 @@ qemu_boots_the_kernel_in_a_region() {
 	is "$(pages)" "$before" 'number of pages'
 }
 
+# Whether the processor is one that QEMU emulates.
+is_emulated() {
+	grep -q '^model name.*QEMU TCG' /proc/cpuinfo
+}
+
+# Runs a test. The status is in $status.
+run_test() {
+	tmp=$work/$1.$2
+	mkdir "$tmp"
+	# Not in a condition, where -e would have no effect.
+	(
+		set -eu
+		trap cleanup EXIT
+		"$1"
+	)
+	status=$?
+}
+
 # End what the test left running; some of it may have ended already.
 cleanup() {
 	set +e
@@ -615,15 +640,12 @@ for test in "${tests[@]}"; do
 		echo "ok $nr $test # SKIP no KVM"
 		continue
 	fi
-	tmp=$work/$test
-	mkdir "$tmp"
-	# Not in a condition, where -e would have no effect.
-	(
-		set -eu
-		trap cleanup EXIT
-		"$test"
-	)
-	case $? in
+	run_test "$test" 1
+	if ((status == 1)) && is_emulated && grep -qs 'triple fault' "$tmp/err"; then
+		echo '# a triple fault on an emulated processor: once more'
+		run_test "$test" 2
+	fi
+	case $status in
 	0) echo "ok $nr $test" ;;
 	4) echo "ok $nr $test # SKIP" ;;
 	*) echo "not ok $nr $test" && failed=1 ;;
