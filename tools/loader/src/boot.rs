@@ -2,6 +2,7 @@
 
 //! What a kernel finds beside itself when it starts.
 
+use core::mem::offset_of;
 use core::ops::Range;
 use std::collections::BTreeMap;
 
@@ -16,6 +17,10 @@ use crate::error::Error;
 pub const E820_RAM: u32 = 1;
 /// Memory that the kernel leaves alone.
 pub const E820_RESERVED: u32 = 2;
+/// Tables of ACPI.
+pub const E820_ACPI: u32 = 3;
+/// What ACPI keeps over a sleep.
+pub const E820_NVS: u32 = 4;
 
 /// What is no usable memory on any PC: from the extended BIOS data area to the first MiB. The memory
 /// there is for tables that firmware would have.
@@ -32,12 +37,12 @@ const UNDEFINED_LOADER: u8 = 0xff;
 pub struct MemoryRange {
     /// Its addresses.
     pub range: Range<u64>,
-    /// [`E820_RAM`] or [`E820_RESERVED`].
+    /// [`E820_RAM`], [`E820_RESERVED`], or another type of the map.
     pub kind: u32,
 }
 
 /// Where the processor has to begin, in 64-bit mode with paging on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Entry {
     /// The first instruction (RIP).
     pub instruction: u64,
@@ -52,6 +57,14 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Returns the address of the size of an entry of the kernel's map, a word of 64 bits.
+    pub fn map_size(&self, index: usize) -> u64 {
+        let table = offset_of!(boot_params, e820_table);
+        let entry = index.saturating_mul(size_of::<boot_e820_entry>());
+        let offset = table + entry + offset_of!(boot_e820_entry, size);
+        self.boot_params.saturating_add(offset as u64)
+    }
+
     /// The code segment in the table of descriptors (`__BOOT_CS`).
     pub const CODE_SELECTOR: u16 = 0x10;
     /// The data segment (`__BOOT_DS`).

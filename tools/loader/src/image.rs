@@ -258,6 +258,18 @@ impl<F: Source> Kernel<F> {
         self.header.cmdline_size as usize
     }
 
+    /// Returns whether it can be moved to any address, also above 4 GiB.
+    pub fn is_movable(&self) -> bool {
+        let above_4g = self.header.xloadflags & XLF_CAN_BE_LOADED_ABOVE_4G != 0;
+        self.relocatable().is_some() && above_4g
+    }
+
+    /// Returns how many bytes it needs when it runs, in all its parts.
+    pub fn memory_bytes(&self) -> u64 {
+        let bytes = self.parts.iter().map(|part| part.memory_bytes);
+        bytes.fold(0, u64::saturating_add)
+    }
+
     /// Returns the address that an initrd has to end below.
     pub(crate) fn initrd_limit(&self) -> u64 {
         let above_4g = self.header.xloadflags & XLF_CAN_BE_LOADED_ABOVE_4G != 0;

@@ -11,8 +11,17 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
+    /// Makes one of ranges, which come in order.
+    pub(crate) fn of(ranges: impl IntoIterator<Item = Range<u64>>) -> Self {
+        let mut layout = Self::default();
+        for range in ranges {
+            layout.add(range);
+        }
+        layout
+    }
+
     /// Adds a range. Ranges come in order.
-    pub(crate) fn add(&mut self, range: Range<u64>) {
+    fn add(&mut self, range: Range<u64>) {
         match self.free.last_mut() {
             Some(last) if last.end == range.start => last.end = range.end,
             _ if range.is_empty() => {}
@@ -74,11 +83,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn layout(ranges: &[Range<u64>]) -> Layout {
-        let mut layout = Layout::default();
-        for range in ranges {
-            layout.add(range.clone());
-        }
-        layout
+        Layout::of(ranges.iter().cloned())
     }
 
     #[test]

@@ -51,10 +51,12 @@ mod load;
 mod readback;
 mod segment;
 
-pub use boot::{E820_RAM, E820_RESERVED, Entry, HIGH_BIOS, MemoryRange, memory_map};
+pub use boot::{
+    E820_ACPI, E820_NVS, E820_RAM, E820_RESERVED, Entry, HIGH_BIOS, MemoryRange, memory_map,
+};
 pub use error::Error;
 pub use image::{Format, Kernel};
-pub use load::{Images, Loaded, Table, load};
+pub use load::{Images, InitrdPlace, Loaded, Plan, Table, load, load_as};
 pub use readback::{Machine, ReadBack, ReadBackError, read_back};
 pub use segment::{Checksum, Segment, SegmentKind};
 

@@ -48,6 +48,58 @@ pub struct Images<'a, I> {
     pub root_pointer: Option<u64>,
 }
 
+/// Where pieces go, and what the kernel is told of the machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The map that the kernel gets.
+    pub map: Vec<MemoryRange>,
+    /// Where the kernel and the initrd may be, in the order of addresses.
+    pub images: Vec<Range<u64>>,
+    /// Where the rest may be, which the kernel reads once: command line, parameters, page tables and
+    /// descriptors. The same, if it's empty.
+    pub parameters: Vec<Range<u64>>,
+    /// Where the tables of the caller may be, besides where the rest may.
+    pub tables: Vec<Range<u64>>,
+    /// Where the initrd is.
+    pub initrd: InitrdPlace,
+}
+
+/// Where an initrd is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InitrdPlace {
+    /// As far up as it can be, where boot loaders have it.
+    #[default]
+    Highest,
+    /// As far down as it can be.
+    Lowest,
+}
+
+impl Plan {
+    /// Returns the plan for a machine that has this memory and nothing else.
+    pub fn of_memory(memory: &impl GuestMemory) -> Self {
+        let ranges = memory.iter().map(|region| {
+            let start = region.start_addr().raw_value();
+            start..start.saturating_add(region.len())
+        });
+        let map = memory_map(ranges);
+        let of_kind = |is_ram: bool| {
+            map.iter()
+                .filter(move |range| (range.kind == E820_RAM) == is_ram)
+                .map(|range| range.range.clone())
+        };
+        // Address 0 means nowhere in many places, so the first page is left alone.
+        let images = of_kind(true)
+            .map(|range| range.start.max(PAGE_BYTES)..range.end.max(PAGE_BYTES))
+            .collect();
+        Self {
+            images,
+            tables: of_kind(false).collect(),
+            map,
+            ..Self::default()
+        }
+    }
+}
+
 /// A kernel that is where it has to be.
 #[derive(Clone, Debug)]
 pub struct Loaded {
@@ -62,10 +114,12 @@ pub struct Loaded {
 /// Memory while it's being filled.
 struct Filling<'a, M> {
     memory: &'a M,
-    /// Usable memory that has nothing yet.
+    /// Room for images that has nothing yet.
     usable: Layout,
-    /// The same of reserved memory.
-    reserved: Layout,
+    /// The same for what the kernel reads once, if it's elsewhere.
+    parameters: Option<Layout>,
+    /// The same for the caller's tables.
+    tables: Layout,
     segments: Vec<Segment>,
     /// All that was taken, also what is only room.
     taken: Vec<Range<u64>>,
@@ -85,19 +139,40 @@ where
     F: Source,
     I: Source,
 {
-    let ranges = memory.iter().map(|region| {
-        let start = region.start_addr().raw_value();
-        start..start.saturating_add(region.len())
-    });
-    let map = memory_map(ranges);
-    let mut filling = Filling::new(memory, &map)?;
+    load_as(memory, kernel, images, Plan::of_memory(memory))
+}
+
+/// The same, where pieces go as the caller plans it. All that is planned has to be in the memory.
+pub fn load_as<M, F, I>(
+    memory: &M,
+    kernel: &mut Kernel<F>,
+    images: &mut Images<'_, I>,
+    plan: Plan,
+) -> Result<Loaded, Error>
+where
+    M: GuestMemory,
+    F: Source,
+    I: Source,
+{
+    let map = plan.map;
+    if map.is_empty() {
+        return Err(Error::NoMemory);
+    }
+    let mut filling = Filling {
+        memory,
+        usable: Layout::of(plan.images),
+        parameters: (!plan.parameters.is_empty()).then(|| Layout::of(plan.parameters)),
+        tables: Layout::of(plan.tables),
+        segments: Vec::new(),
+        taken: Vec::new(),
+    };
 
     for table in &images.tables {
         filling.table(table)?;
     }
     let shift = filling.kernel(kernel)?;
     let initrd = match &mut images.initrd {
-        Some(initrd) => filling.initrd(*initrd, kernel.initrd_limit())?,
+        Some(initrd) => filling.initrd(*initrd, kernel.initrd_limit(), plan.initrd)?,
         None => 0..0,
     };
     let command_line = filling.command_line(images.command_line, kernel.command_line_limit())?;
@@ -136,34 +211,12 @@ where
     })
 }
 
-impl<'a, M: GuestMemory> Filling<'a, M> {
-    fn new(memory: &'a M, map: &[MemoryRange]) -> Result<Self, Error> {
-        let (mut usable, mut reserved) = (Layout::default(), Layout::default());
-        for MemoryRange { range, kind } in map {
-            if *kind == E820_RAM {
-                // Address 0 means nowhere in many places, so the first page is left alone.
-                usable.add(range.start.max(PAGE_BYTES)..range.end.max(PAGE_BYTES));
-            } else {
-                reserved.add(range.clone());
-            }
-        }
-        if map.is_empty() {
-            return Err(Error::NoMemory);
-        }
-        Ok(Self {
-            memory,
-            usable,
-            reserved,
-            segments: Vec::new(),
-            taken: Vec::new(),
-        })
-    }
-
+impl<M: GuestMemory> Filling<'_, M> {
     fn table(&mut self, table: &Table) -> Result<(), Error> {
         let kind = SegmentKind::Table;
         let bytes = table.bytes.len() as u64;
         let range = table.address..table.address.saturating_add(bytes);
-        if !self.reserved.take(range.clone()) && !self.usable.take(range) {
+        if !self.tables.take(range.clone()) && !self.usable.take(range) {
             return Err(Error::Occupied {
                 kind,
                 address: table.address,
@@ -221,21 +274,27 @@ impl<'a, M: GuestMemory> Filling<'a, M> {
         Ok(shift)
     }
 
-    fn initrd(&mut self, initrd: &mut impl Source, limit: u64) -> Result<Range<u64>, Error> {
+    fn initrd(
+        &mut self,
+        initrd: &mut impl Source,
+        limit: u64,
+        place: InitrdPlace,
+    ) -> Result<Range<u64>, Error> {
         let kind = SegmentKind::Initrd;
         let bytes = image::length(initrd, kind)?;
         if bytes == 0 {
             return Err(Error::EmptyInitrd);
         }
         let checksum = image::checksum(initrd, 0, bytes, kind)?;
-        let address =
-            self.usable
-                .take_highest(bytes, PAGE_BYTES, limit)
-                .ok_or(Error::DoesNotFit {
-                    kind,
-                    bytes,
-                    below: limit,
-                })?;
+        let taken = match place {
+            InitrdPlace::Highest => self.usable.take_highest(bytes, PAGE_BYTES, limit),
+            InitrdPlace::Lowest => self.usable.take_lowest(bytes, PAGE_BYTES, 0, limit),
+        };
+        let address = taken.ok_or(Error::DoesNotFit {
+            kind,
+            bytes,
+            below: limit,
+        })?;
         initrd
             .seek(SeekFrom::Start(0))
             .map_err(|error| Error::Read(kind, error))?;
@@ -286,11 +345,11 @@ impl<'a, M: GuestMemory> Filling<'a, M> {
 
     /// Takes room for what every kernel can reach.
     fn take_low(&mut self, kind: SegmentKind, bytes: u64, align: u64) -> Result<u64, Error> {
-        let find = |below| Error::DoesNotFit { kind, bytes, below };
-        self.usable
-            .take_lowest(bytes, align, 0, FOUR_GIB)
-            .or_else(|| self.usable.take_lowest(bytes, align, 0, u64::MAX))
-            .ok_or(find(u64::MAX))
+        let below = u64::MAX;
+        let room = self.parameters.as_mut().unwrap_or(&mut self.usable);
+        room.take_lowest(bytes, align, 0, FOUR_GIB)
+            .or_else(|| room.take_lowest(bytes, align, 0, below))
+            .ok_or(Error::DoesNotFit { kind, bytes, below })
     }
 
     fn write(&mut self, kind: SegmentKind, address: u64, bytes: &[u8]) -> Result<(), Error> {
