@@ -34,11 +34,14 @@ pub(crate) use generated::*;
 commands! {
     type P2M_CRASH_IOCTL_TYPE;
     p2m_crash_info = P2M_CRASH_CMD_INFO, 56, 0;
-    p2m_crash_load = P2M_CRASH_CMD_LOAD, 80, P2M_CRASH_HOLD_ALL | P2M_CRASH_IOMMU;
+    p2m_crash_load = P2M_CRASH_CMD_LOAD, 80, P2M_CRASH_HOLD_ALL | P2M_CRASH_IOMMU | P2M_CRASH_LOW_MEMORY;
     p2m_crash_unload = P2M_CRASH_CMD_UNLOAD, 8, 0;
     p2m_crash_status = P2M_CRASH_CMD_STATUS, 72, 0;
+    p2m_crash_low = P2M_CRASH_CMD_LOW, 32, 0;
 }
 
 static_assert!(core::mem::size_of::<p2m_crash_segment>() == 24);
+static_assert!(core::mem::size_of::<p2m_crash_range>() == 16);
+static_assert!(core::mem::size_of::<p2m_crash_frames>() == 16);
 // A window is what one entry of level 2 stands for.
 static_assert!(P2M_CRASH_MAX_MEMORY as u64 == pv::span_pages(2) << 12);

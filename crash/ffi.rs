@@ -33,6 +33,10 @@ extern "C" {
     ) -> c_int;
     pub(crate) fn p2m_crash_stop();
 
+    pub(crate) fn p2m_crash_watch_machine() -> c_int;
+    pub(crate) fn p2m_crash_unwatch_machine();
+    pub(crate) fn p2m_crash_generation() -> u64;
+
     pub(crate) fn p2m_crash_get_module();
     pub(crate) fn p2m_crash_put_module();
     pub(crate) fn p2m_crash_is_killed() -> bool;
@@ -57,6 +61,7 @@ extern "C" {
     ) -> c_int;
     pub(crate) fn p2m_crash_nr_free() -> u64;
     pub(crate) fn p2m_crash_free_order(mfn: u64) -> c_int;
+    pub(crate) fn p2m_crash_cache_order(mfn: u64) -> c_int;
 
     pub(crate) fn p2m_crash_page_to_mfn(page: *const bindings::page) -> u64;
     pub(crate) fn p2m_crash_address_to_mfn(address: *const c_void) -> u64;

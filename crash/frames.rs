@@ -72,6 +72,82 @@ pub(crate) fn take(mut nr: u64, mut each: impl FnMut(Mfn)) -> Result {
     Ok(())
 }
 
+/// Memory below 4 GiB, in pieces of the machine's that are as large as can be had.
+///
+/// # Invariants
+///
+/// Each element is the first frame of a block of that order that is ours. They are ordered by frame.
+pub(crate) struct LowMemory {
+    blocks: KVec<(u64, u32)>,
+}
+
+impl LowMemory {
+    /// The order of the smallest pieces, which bounce buffers fit into: 1 MiB.
+    const MIN_ORDER: u32 = 8;
+
+    /// Takes `nr_pages` zeroed pages, a multiple of the smallest piece.
+    pub(crate) fn take(nr_pages: u64) -> Result<Self> {
+        const GFP_LOW: bindings::gfp_t = GFP | 1 << bindings::___GFP_DMA32_BIT;
+
+        let mut low = Self {
+            blocks: KVec::new(),
+        };
+        let mut nr_left = nr_pages;
+        let mut order = bindings::MAX_PAGE_ORDER;
+        while nr_left > 0 {
+            // OVERFLOW: A small number, as it's at most `MAX_PAGE_ORDER`.
+            while order > Self::MIN_ORDER && 1 << order > nr_left {
+                order -= 1;
+            }
+            low.blocks.reserve(1, GFP_KERNEL)?;
+            // SAFETY: It has no requirements in a context that may sleep.
+            let page = unsafe { bindings::alloc_pages(GFP_LOW, order) };
+            match frame_of(page) {
+                Some(mfn) => {
+                    let place = low.blocks.partition_point(|&(other, _)| other < mfn.get());
+                    // INVARIANT: It's ours now, and in its place. There is room for it.
+                    low.blocks.push((mfn.get(), order), GFP_KERNEL)?;
+                    if let Some(moved) = low.blocks.get_mut(place..) {
+                        moved.rotate_right(1);
+                    }
+                    nr_left = nr_left.saturating_sub(1 << order);
+                }
+                None if order > Self::MIN_ORDER => order -= 1,
+                None => return Err(ENOMEM),
+            }
+        }
+        Ok(low)
+    }
+
+    /// Returns the number of pages.
+    pub(crate) fn nr_pages(&self) -> u64 {
+        self.blocks.iter().map(|&(_, order)| 1u64 << order).sum()
+    }
+
+    /// Returns its ranges of frames, in ascending order: from the first frame to before the last.
+    pub(crate) fn ranges(&self) -> Result<KVec<(u64, u64)>> {
+        let mut ranges: KVec<(u64, u64)> = KVec::new();
+        for &(first, order) in &self.blocks {
+            // OVERFLOW: Both are below 4 GiB.
+            let end = first + (1 << order);
+            match ranges.last_mut() {
+                Some(last) if last.1 == first => last.1 = end,
+                _ => ranges.push((first, end), GFP_KERNEL)?,
+            }
+        }
+        Ok(ranges)
+    }
+}
+
+impl Drop for LowMemory {
+    fn drop(&mut self) {
+        for &(mfn, order) in &self.blocks {
+            // SAFETY: By the type invariants, it's a block of that order that is ours.
+            unsafe { bindings::__free_pages(ffi::p2m_crash_mfn_to_page(mfn), order) };
+        }
+    }
+}
+
 /// Gives a frame back.
 ///
 /// # Safety
@@ -211,9 +287,20 @@ impl Ram {
     /// Returns the frames that are free, when nobody allocates or frees any more.
     ///
     /// The first MiB isn't among them, as it's where the crash kernel has what it finds there.
-    pub(crate) fn free_frames(&self) -> FreeFrames<'_> {
-        FreeFrames {
+    pub(crate) fn free_frames(&self) -> Blocks<'_> {
+        self.blocks(ffi::p2m_crash_free_order)
+    }
+
+    /// Returns the frames of clean page cache that nobody else has to do with, when nobody changes that
+    /// any more.
+    pub(crate) fn cache_frames(&self) -> Blocks<'_> {
+        self.blocks(ffi::p2m_crash_cache_order)
+    }
+
+    fn blocks(&self, order: unsafe extern "C" fn(u64) -> c_int) -> Blocks<'_> {
+        Blocks {
             ranges: &self.ranges,
+            order,
             next: 0,
             nr_left: 0,
         }
@@ -223,16 +310,19 @@ impl Ram {
 /// The first frame above the first MiB.
 pub(crate) const LOW_END: u64 = (1 << 20) >> PAGE_SHIFT;
 
-/// The free frames of a kernel that has stopped.
-pub(crate) struct FreeFrames<'a> {
+/// Frames of blocks of a kind, of a kernel that has stopped.
+pub(crate) struct Blocks<'a> {
     ranges: &'a [(u64, u64)],
+    /// Returns the order of the block that begins at a frame, or -1 if none does. It has no
+    /// requirements.
+    order: unsafe extern "C" fn(u64) -> c_int,
     /// The frame that is next, or the one to look at.
     next: u64,
     /// How many frames of the same block are left, from `next` on.
     nr_left: u64,
 }
 
-impl Iterator for FreeFrames<'_> {
+impl Iterator for Blocks<'_> {
     type Item = Mfn;
 
     fn next(&mut self) -> Option<Mfn> {
@@ -246,7 +336,7 @@ impl Iterator for FreeFrames<'_> {
             }
             if self.nr_left == 0 {
                 // SAFETY: It has no requirements.
-                let order = unsafe { ffi::p2m_crash_free_order(self.next) };
+                let order = unsafe { (self.order)(self.next) };
                 self.nr_left = u32::try_from(order).map_or(0, |order| 1 << order);
             }
             let found = self.nr_left > 0;

@@ -25,7 +25,11 @@ use kernel::{
 
 use crate::{
     abi,
-    compat::EOPNOTSUPP,
+    compat::{
+        ENODATA,
+        EOPNOTSUPP,
+        ESTALE, //
+    },
     engine::{
         self,
         End,
@@ -36,6 +40,7 @@ use crate::{
     ffi,
     frames::{
         self,
+        LowMemory,
         Pages,
         Ram, //
     },
@@ -53,7 +58,8 @@ use crate::{
         self,
         NestedSpace,
         Window, //
-    }, //
+    },
+    Session, //
 };
 
 /// Free pages that a panic can't count on, as they will be taken in the meantime: 4 MiB.
@@ -78,6 +84,21 @@ fn pages(bytes: u64) -> Result<usize> {
 fn nr_free() -> u64 {
     // SAFETY: It has no requirements.
     unsafe { ffi::p2m_crash_nr_free() }
+}
+
+/// Returns how many pages a panic could take now, up to `nr`: those that are free, and if that is too
+/// few, some of clean page cache.
+fn nr_available(ram: &Ram, nr: u64) -> u64 {
+    let nr_free = nr_free().min(nr);
+    // CAST: They are numbers of pages.
+    let missing = (nr - nr_free) as usize;
+    nr_free + ram.cache_frames().take(missing).count() as u64
+}
+
+/// Returns a number that is another one whenever memory or processors were added or removed.
+fn generation() -> u64 {
+    // SAFETY: It has no requirements.
+    unsafe { ffi::p2m_crash_generation() }
 }
 
 /// Returns why there can't be a crash kernel here, or where its window is.
@@ -125,15 +146,20 @@ pub(crate) struct Image {
     engine: Svm,
     device_table: Option<DeviceTable>,
     ram: Ram,
+    low: Option<LowMemory>,
     min_pages: usize,
     /// Where the size of the memory is, if it's to be told.
     size_slot: Option<usize>,
+    /// The first page of where it's told of its frames, if it's to be.
+    frames_page: Option<usize>,
+    /// Of the machine that it was made for.
+    generation: u64,
     checksum: u32,
 }
 
 impl Image {
-    /// Loads a crash kernel.
-    pub(crate) fn new(command: &abi::p2m_crash_load) -> Result<Self> {
+    /// Loads a crash kernel, which gets `low`.
+    pub(crate) fn new(command: &abi::p2m_crash_load, low: Option<LowMemory>) -> Result<Self> {
         if command.__reserved != 0 || command.nr_segments == 0 {
             return Err(EINVAL);
         }
@@ -146,6 +172,10 @@ impl Image {
         if nr_pages == 0 || min_pages > nr_pages || nr_held > nr_pages {
             return Err(EINVAL);
         }
+        let generation = match command.generation {
+            0 => generation(),
+            generation => generation,
+        };
         let base = place().map_err(|refusal| match refusal {
             Refusal::LockedDown => EPERM,
             _ => EOPNOTSUPP,
@@ -173,23 +203,28 @@ impl Image {
             0 => None,
             offset => Some(is_in_segment(offset, size_of::<u64>()).ok_or(EINVAL)?),
         };
+        let frames_page = frames_page(command, &window, min_pages)?;
         let nr_held = match command.flags & abi::P2M_CRASH_HOLD_ALL {
             0 => nr_held,
             _ => nr_pages,
         };
         window.hold(0, nr_held)?;
+        let ram = Ram::now()?;
         // Not less than what a panic could count on now.
-        let missing = min_pages.saturating_sub(window.nr_held(min_pages));
-        if missing > 0 && nr_free() < missing as u64 + MARGIN_PAGES {
+        let missing = min_pages.saturating_sub(window.nr_held(min_pages)) as u64;
+        if missing > 0 && nr_available(&ram, missing + MARGIN_PAGES) < missing + MARGIN_PAGES {
             return Err(ENOMEM);
         }
 
-        let ram = Ram::now()?;
         let has_dma = command.flags & abi::P2M_CRASH_IOMMU != 0;
         if has_dma && iommu::nr_iommus() == 0 {
             return Err(EOPNOTSUPP);
         }
-        let mut nested = NestedSpace::new(window, &ram, has_dma)?;
+        let low_ranges = match &low {
+            Some(low) => low.ranges()?,
+            None => KVec::new(),
+        };
+        let mut nested = NestedSpace::new(window, &ram, &low_ranges, has_dma)?;
         // OVERFLOW: Offsets are in the window, as was just checked, and that is below 2^52.
         let start = base.get() << PAGE_SHIFT;
         let start = Start {
@@ -205,12 +240,29 @@ impl Image {
             engine,
             device_table,
             ram,
+            low,
             min_pages,
             size_slot,
+            frames_page,
+            generation,
             checksum: 0,
         };
         image.checksum = image.sum();
+        if image.is_stale() {
+            return Err(ESTALE);
+        }
         Ok(image)
+    }
+
+    /// Returns how many pages lack a frame, of those that it needs.
+    fn nr_missing(&self) -> usize {
+        // OVERFLOW: There are as many pages.
+        self.min_pages - self.nested.window().nr_held(self.min_pages)
+    }
+
+    /// Returns whether memory or processors were added or removed since.
+    fn is_stale(&self) -> bool {
+        generation() != self.generation
     }
 
     /// Returns the checksum of all that matters.
@@ -243,14 +295,29 @@ impl Image {
         if nr_held == nr_pages as u64 {
             status.out_flags |= abi::P2M_CRASH_HOLD_ALL;
         }
-        status.out_would_get = (nr_held + missing.min(nr_free())) * PAGE;
+        status.out_stale = self.is_stale().into();
+        if let Some(low) = &self.low {
+            status.out_flags |= abi::P2M_CRASH_LOW_MEMORY;
+            status.out_low = low.nr_pages() * PAGE;
+        }
+        let nr_missing = self.nr_missing() as u64;
+        let available = nr_available(&self.ram, nr_missing).max(missing.min(nr_free()));
+        status.out_would_get = (nr_held + available) * PAGE;
     }
 
     /// Gives the window what is free.
     fn fill(&mut self) -> Result<(), Obstacle> {
         let mut frames = self.ram.free_frames();
-        let filled = self.nested.fill(&mut frames).map_err(Obstacle::Tables)?;
+        let mut filled = self.nested.fill(&mut frames).map_err(Obstacle::Tables)?;
         let nr_pages = self.nested.window().nr_pages();
+        let missing = self.nr_missing();
+        if missing > 0 {
+            // No more than it needs.
+            let mut frames = self.ram.cache_frames().take(missing);
+            filled = self.nested.fill(&mut frames).map_err(Obstacle::Tables)?;
+            let taken = missing - self.nr_missing();
+            pr_emerg!("too few are free: {taken} of clean page cache are taken\n");
+        }
         pr_emerg!("{filled} of {nr_pages} pages have frames\n");
         if filled < self.min_pages {
             return Err(Obstacle::TooFew {
@@ -272,7 +339,43 @@ impl Image {
                     .to_le_bytes();
             }
         }
+        self.tell_frames();
         Ok(())
+    }
+
+    /// Tells the crash kernel which frames it has.
+    fn tell_frames(&mut self) {
+        const HEADER: usize = size_of::<abi::p2m_crash_frames>();
+
+        let Some(first_page) = self.frames_page else {
+            return;
+        };
+        let window = self.nested.window();
+        let write = |offset: usize, value: &[u8]| {
+            let Some(mfn) = window.frame(first_page + offset / PAGE_SIZE) else {
+                return;
+            };
+            // SAFETY: A frame of the window, which is ours until the crash kernel is entered.
+            let bytes = unsafe { &mut *frames::content(mfn) };
+            let place = bytes.get_mut(offset % PAGE_SIZE..);
+            if let Some(place) = place.and_then(|bytes| bytes.get_mut(..value.len())) {
+                place.copy_from_slice(value);
+            }
+        };
+        let mut nr_frames = 0;
+        for mfn in (0..window.nr_pages()).filter_map(|page| window.frame(page)) {
+            // All that there can be are below 2^31.
+            if let Ok(number) = u32::try_from(mfn.get()) {
+                // OVERFLOW: There is room for all frames of the window.
+                write(HEADER + nr_frames * size_of::<u32>(), &number.to_le_bytes());
+                nr_frames += 1;
+            }
+        }
+        let header = abi::p2m_crash_frames {
+            magic: abi::P2M_CRASH_FRAMES_MAGIC,
+            nr_frames: nr_frames as u64,
+        };
+        write(0, header.as_bytes());
     }
 
     /// Starts the crash kernel. Returns only if that can't be done.
@@ -287,6 +390,9 @@ impl Image {
                 is,
                 was: self.checksum,
             };
+        }
+        if self.is_stale() {
+            pr_emerg!("it was loaded before memory or processors were added or removed\n");
         }
         if let Err(obstacle) = self.fill() {
             return obstacle;
@@ -311,6 +417,32 @@ impl Image {
         }
         Obstacle::Engine(end)
     }
+}
+
+/// Returns the first page of where the crash kernel is told of its frames, if it's to be: in the first
+/// `min_pages` pages of a window, and in no segment.
+fn frames_page(
+    command: &abi::p2m_crash_load,
+    window: &Window,
+    min_pages: usize,
+) -> Result<Option<usize>> {
+    if command.frames == 0 {
+        return match command.frames_length {
+            0 => Ok(None),
+            _ => Err(EINVAL),
+        };
+    }
+    let first = pages(command.frames)?;
+    let length = usize::try_from(command.frames_length).map_err(|_| E2BIG)?;
+    let needed = size_of::<abi::p2m_crash_frames>() + window.nr_pages() * size_of::<u32>();
+    let end = first.checked_add(length.div_ceil(PAGE_SIZE)).ok_or(E2BIG)?;
+    if length < needed || end > min_pages {
+        return Err(EINVAL);
+    }
+    if (first..end).any(|page| window.frame(page).is_some()) {
+        return Err(EEXIST);
+    }
+    Ok(Some(first))
 }
 
 /// Copies a segment into the first `nr_pages` pages of a window, which get frames for it.
@@ -388,7 +520,32 @@ unsafe extern "C" fn panicked(registers: *const bindings::pt_regs) {
 ///
 /// `NOTE` is the address of its page.
 pub(crate) struct Notifier {
+    _watch: Watch,
+    _found: Found,
     _note: Pages,
+}
+
+/// Interrupt controllers and IOMMUs whose registers are mapped.
+struct Found;
+
+impl Drop for Found {
+    fn drop(&mut self) {
+        // SAFETY: They were looked for before. Nobody uses them: no panic is told of any more.
+        unsafe {
+            ffi::p2m_crash_forget_iommus();
+            ffi::p2m_crash_forget_interrupts();
+        }
+    }
+}
+
+/// Keeps the module told of what is added and removed.
+struct Watch;
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // SAFETY: It's watched as long as there is one of these.
+        unsafe { ffi::p2m_crash_unwatch_machine() };
+    }
 }
 
 impl Notifier {
@@ -401,33 +558,27 @@ impl Notifier {
         NOTE_ADDRESS.store(note.address(), Ordering::Release);
         // SAFETY: It's called once.
         to_result(unsafe { ffi::p2m_crash_find_interrupts() })?;
+        let found = Found;
         // SAFETY: As above.
-        let mut ret = unsafe { ffi::p2m_crash_find_iommus() };
-        if ret == 0 {
-            // SAFETY: As above, and the function is there as long as the module.
-            ret = unsafe { ffi::p2m_crash_start(panicked) };
-        }
-        if ret != 0 {
-            // SAFETY: Nobody uses what was found.
-            unsafe {
-                ffi::p2m_crash_forget_iommus();
-                ffi::p2m_crash_forget_interrupts();
-            }
-        }
-        to_result(ret)?;
+        to_result(unsafe { ffi::p2m_crash_find_iommus() })?;
+        // SAFETY: As above.
+        to_result(unsafe { ffi::p2m_crash_watch_machine() })?;
+        let watch = Watch;
+        // SAFETY: As above, and the function is there as long as the module.
+        to_result(unsafe { ffi::p2m_crash_start(panicked) })?;
         // INVARIANT: It was stored above.
-        Ok(Self { _note: note })
+        Ok(Self {
+            _watch: watch,
+            _found: found,
+            _note: note,
+        })
     }
 }
 
 impl Drop for Notifier {
     fn drop(&mut self) {
         // SAFETY: It was started by `new()`. Nothing is loaded, as otherwise the module couldn't go.
-        unsafe {
-            ffi::p2m_crash_stop();
-            ffi::p2m_crash_forget_iommus();
-            ffi::p2m_crash_forget_interrupts();
-        }
+        unsafe { ffi::p2m_crash_stop() };
         NOTE.store(ptr::null_mut(), Ordering::Release);
     }
 }
@@ -445,7 +596,7 @@ fn replace(image: Option<KBox<Image>>) -> Option<KBox<Image>> {
 }
 
 /// `P2M_CRASH_INFO`
-pub(crate) fn info(info: &mut abi::p2m_crash_info) -> Result {
+pub(crate) fn info(_: &Session, info: &mut abi::p2m_crash_info) -> Result {
     let may_load = |base| engine::may_load().then_some(base).ok_or(Refusal::NoLoads);
     match place().and_then(may_load) {
         Ok(base) => {
@@ -460,6 +611,7 @@ pub(crate) fn info(info: &mut abi::p2m_crash_info) -> Result {
     info.out_note = NOTE_ADDRESS.load(Ordering::Acquire);
     info.out_note_size = PAGE_SIZE as u64;
     info.out_nr_iommus = iommu::nr_iommus();
+    info.out_generation = generation();
     // SAFETY: They have no requirements.
     unsafe {
         info.out_nr_levels = ffi::p2m_crash_nr_levels();
@@ -468,11 +620,47 @@ pub(crate) fn info(info: &mut abi::p2m_crash_info) -> Result {
     Ok(())
 }
 
+/// `P2M_CRASH_LOW`
+pub(crate) fn low(session: &Session, command: &mut abi::p2m_crash_low) -> Result {
+    let grain = u64::from(abi::P2M_CRASH_LOW_GRAIN);
+    command.out_nr_ranges = 0;
+    engine::permit()?;
+    if command.memory == 0 || command.memory % grain != 0 {
+        return Err(EINVAL);
+    }
+    if command.memory > abi::P2M_CRASH_MAX_LOW.into() {
+        return Err(E2BIG);
+    }
+    let taken = LowMemory::take(command.memory >> PAGE_SHIFT)?;
+    let ranges = taken.ranges()?;
+    command.out_nr_ranges = u32::try_from(ranges.len()).map_err(|_| E2BIG)?;
+    if command.out_nr_ranges > command.nr_ranges {
+        return Err(ENOSPC);
+    }
+    let mut writer =
+        abi::user_slice::<abi::p2m_crash_range>(command.ranges, command.out_nr_ranges)?.writer();
+    for &(first, end) in &ranges {
+        // OVERFLOW: They are below 4 GiB.
+        let range = abi::p2m_crash_range {
+            start: first << PAGE_SHIFT,
+            length: (end - first) << PAGE_SHIFT,
+        };
+        writer.write_slice(range.as_bytes())?;
+    }
+    let old = session.low.lock().replace(taken);
+    drop(old);
+    Ok(())
+}
+
 /// `P2M_CRASH_LOAD`
-pub(crate) fn load(command: &mut abi::p2m_crash_load) -> Result {
+pub(crate) fn load(session: &Session, command: &mut abi::p2m_crash_load) -> Result {
+    let low = match command.flags & abi::P2M_CRASH_LOW_MEMORY {
+        0 => None,
+        _ => Some(session.low.lock().take().ok_or(ENODATA)?),
+    };
     let _guard = LOADING.lock();
     engine::permit_load()?;
-    let image = KBox::new(Image::new(command)?, GFP_KERNEL)?;
+    let image = KBox::new(Image::new(command, low)?, GFP_KERNEL)?;
     if replace(Some(image)).is_none() {
         // SAFETY: An open file holds the module. While something is loaded, it can't go.
         unsafe { ffi::p2m_crash_get_module() };
@@ -481,7 +669,7 @@ pub(crate) fn load(command: &mut abi::p2m_crash_load) -> Result {
 }
 
 /// `P2M_CRASH_UNLOAD`
-pub(crate) fn unload(_: &mut abi::p2m_crash_unload) -> Result {
+pub(crate) fn unload(_: &Session, _: &mut abi::p2m_crash_unload) -> Result {
     let _guard = LOADING.lock();
     engine::permit()?;
     drop(replace(None).ok_or(ENOENT)?);
@@ -491,7 +679,7 @@ pub(crate) fn unload(_: &mut abi::p2m_crash_unload) -> Result {
 }
 
 /// `P2M_CRASH_STATUS`
-pub(crate) fn status(status: &mut abi::p2m_crash_status) -> Result {
+pub(crate) fn status(_: &Session, status: &mut abi::p2m_crash_status) -> Result {
     let _guard = LOADING.lock();
     *status = abi::p2m_crash_status {
         size: status.size,

@@ -24,11 +24,16 @@ use kernel::{
         MiscDeviceOptions,
         MiscDeviceRegistration, //
     },
+    new_mutex,
     prelude::*,
+    sync::Mutex,
     uaccess::UserPtr, //
 };
 
-use crate::image::Notifier;
+use crate::{
+    frames::LowMemory,
+    image::Notifier, //
+};
 
 mod abi;
 #[allow(dead_code, unused_imports)]
@@ -78,13 +83,20 @@ impl kernel::InPlaceModule for P2mCrash {
 }
 
 /// An open `/dev/p2m_crash`. What it's about is there once for the machine.
-struct Session;
+#[pin_data]
+struct Session {
+    /// What the next crash kernel that is loaded through it can get.
+    #[pin]
+    low: Mutex<Option<LowMemory>>,
+}
 
 /// Calls the handler of a command by its number.
 macro_rules! dispatch {
-    ($cmd:expr, $arg:expr, { $($command:ident => $handler:path,)* }) => {
+    ($session:expr, $cmd:expr, $arg:expr, { $($command:ident => $handler:path,)* }) => {
         match $cmd {
-            $(<abi::$command as abi::Command>::NUMBER => abi::handle($arg, $handler),)*
+            $(<abi::$command as abi::Command>::NUMBER => {
+                abi::handle($arg, |command| $handler($session, command))
+            })*
             _ => Err(ENOTTY),
         }
     };
@@ -92,22 +104,26 @@ macro_rules! dispatch {
 
 #[vtable]
 impl MiscDevice for Session {
-    type Ptr = KBox<Self>;
+    type Ptr = Pin<KBox<Self>>;
 
     fn open(_file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
         // SAFETY: It has no requirements.
         if !unsafe { bindings::capable(bindings::CAP_SYS_BOOT as c_int) } {
             return Err(EPERM);
         }
-        Ok(KBox::new(Self, GFP_KERNEL)?)
+        let session = try_pin_init!(Self {
+            low <- new_mutex!(None),
+        });
+        KBox::try_pin_init(session, GFP_KERNEL)
     }
 
-    fn ioctl(_: &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
-        dispatch!(cmd, UserPtr::from_addr(arg), {
+    fn ioctl(me: Pin<&Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        dispatch!(&me, cmd, UserPtr::from_addr(arg), {
             p2m_crash_info => image::info,
             p2m_crash_load => image::load,
             p2m_crash_unload => image::unload,
             p2m_crash_status => image::status,
+            p2m_crash_low => image::low,
         })
     }
 }

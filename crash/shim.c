@@ -4,16 +4,19 @@
  * macros. What is used when the kernel panics takes no lock and allocates nothing.
  */
 #include <linux/cc_platform.h>
+#include <linux/cpu.h>
 #include <linux/cpufeature.h>
 #include <linux/crc32.h>
 #include <linux/elf.h>
 #include <linux/elfcore.h>
 #include <linux/ioport.h>
+#include <linux/memory.h>
 #include <linux/memory_hotplug.h>
 #include <linux/mm.h>
 #include <linux/mmzone.h>
 #include <linux/module.h>
 #include <linux/panic_notifier.h>
+#include <linux/pagemap.h>
 #include <linux/pgtable.h>
 #include <linux/reboot.h>
 #include <linux/sched.h>
@@ -70,6 +73,55 @@ void p2m_crash_stop(void)
 {
 	atomic_notifier_chain_unregister(&panic_notifier_list, &notifier);
 	p2m_crash_forget_rules();
+}
+
+/* Grows with what is added and removed. */
+static atomic64_t generation = ATOMIC64_INIT(1);
+
+static int memory_changed(struct notifier_block *nb, unsigned long event, void *what)
+{
+	if (event == MEM_ONLINE || event == MEM_OFFLINE)
+		atomic64_inc(&generation);
+	return NOTIFY_OK;
+}
+
+/* That a processor goes offline changes nothing: its note stays where it is. */
+static int processors_changed(struct notifier_block *nb, unsigned long event, void *what)
+{
+	if (event == BUS_NOTIFY_ADD_DEVICE || event == BUS_NOTIFY_REMOVED_DEVICE)
+		atomic64_inc(&generation);
+	return NOTIFY_OK;
+}
+
+static struct notifier_block memory_notifier = {
+	.notifier_call = memory_changed,
+};
+
+static struct notifier_block processor_notifier = {
+	.notifier_call = processors_changed,
+};
+
+int p2m_crash_watch_machine(void)
+{
+	int ret = register_memory_notifier(&memory_notifier);
+
+	if (ret)
+		return ret;
+	ret = bus_register_notifier(&cpu_subsys, &processor_notifier);
+	if (ret)
+		unregister_memory_notifier(&memory_notifier);
+	return ret;
+}
+
+void p2m_crash_unwatch_machine(void)
+{
+	bus_unregister_notifier(&cpu_subsys, &processor_notifier);
+	unregister_memory_notifier(&memory_notifier);
+}
+
+u64 p2m_crash_generation(void)
+{
+	return atomic64_read(&generation);
 }
 
 void p2m_crash_get_module(void)
@@ -205,6 +257,41 @@ int p2m_crash_free_order(u64 mfn)
 	if (order > MAX_PAGE_ORDER || !IS_ALIGNED(mfn, 1UL << order) || page_count(page))
 		return -1;
 	return order;
+}
+
+/*
+ * Returns the order of the folio that begins at a frame, if it's clean page cache that
+ * nobody has to do with, or -1. There is no lock here either, but nobody changes it any
+ * more. As for devices: they write to page cache while it's locked (it's being read), or
+ * pinned (by direct I/O to a mapping, or RDMA), and read it while it's under writeback or
+ * referred to (by packets on their way). Any of it is told by a flag or by a reference
+ * beside the page cache's own; and a processor that was stopped in the middle of something
+ * had taken either before. What has no flag, no other reference and no mapping is what is
+ * on the disk, and only that. Dump tools leave it out as they do what is free.
+ */
+int p2m_crash_cache_order(u64 mfn)
+{
+	const unsigned long wanted = BIT(PG_uptodate) | BIT(PG_lru);
+	const unsigned long unwanted = BIT(PG_locked) | BIT(PG_dirty) | BIT(PG_writeback) |
+				       BIT(PG_private) | BIT(PG_private_2) | BIT(PG_swapbacked) |
+				       BIT(PG_unevictable) | BIT(PG_mlocked) | BIT(PG_reserved) |
+				       BIT(PG_hwpoison);
+	struct page *page = pfn_to_online_page(mfn);
+	struct folio *folio;
+	unsigned long flags, mapping;
+	unsigned int order;
+
+	if (!page || PageTail(page) || page_has_type(page))
+		return -1;
+	folio = (struct folio *)page;
+	flags = READ_ONCE(folio->flags.f);
+	mapping = (unsigned long)READ_ONCE(folio->mapping);
+	if ((flags & (wanted | unwanted)) != wanted || !mapping || mapping & FOLIO_MAPPING_FLAGS)
+		return -1;
+	order = folio_order(folio);
+	if (order > MAX_PAGE_ORDER || !IS_ALIGNED(mfn, 1UL << order) || folio_mapped(folio))
+		return -1;
+	return folio_ref_count(folio) == 1 << order ? order : -1;
 }
 
 u64 p2m_crash_page_to_mfn(const struct page *page)

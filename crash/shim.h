@@ -32,6 +32,10 @@ struct p2m_crash_registers {
 int p2m_crash_start(void (*panicked)(const struct pt_regs *registers));
 void p2m_crash_stop(void);
 
+int p2m_crash_watch_machine(void);
+void p2m_crash_unwatch_machine(void);
+u64 p2m_crash_generation(void);
+
 void p2m_crash_get_module(void);
 void p2m_crash_put_module(void);
 bool p2m_crash_is_killed(void);
@@ -51,6 +55,7 @@ bool p2m_crash_is_hole(u64 start, u64 size);
 int p2m_crash_walk_ram(void *arg, int (*each)(void *arg, u64 start, u64 end));
 u64 p2m_crash_nr_free(void);
 int p2m_crash_free_order(u64 mfn);
+int p2m_crash_cache_order(u64 mfn);
 
 u64 p2m_crash_page_to_mfn(const struct page *page);
 u64 p2m_crash_address_to_mfn(const void *address);

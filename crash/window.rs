@@ -9,6 +9,8 @@
 //!               can't be written             P2M          not mapped
 //! ```
 //!
+//! Of the old memory, what was given to the crash kernel for DMA can be written.
+//!
 //! A nested table is a space, whose addresses are the pseudo-physical ones: page number and PFN are
 //! the same. It is built by [`paging`](crate::pure::paging) through the backend `p2m`. The tables
 //! are pages of the space, as for every other builder, but no address leads to them.
@@ -403,7 +405,14 @@ const RW: u64 = bits::USER | bits::RW;
 impl NestedSpace {
     /// Makes the tables of a window, in which all pages that have frames are mapped by now. There
     /// are enough tables for the rest.
-    pub(crate) fn new(mut window: Window, ram: &Ram, has_dma: bool) -> Result<Self> {
+    ///
+    /// `low` are ranges of `ram` that may be written.
+    pub(crate) fn new(
+        mut window: Window,
+        ram: &Ram,
+        low: &[(u64, u64)],
+        has_dma: bool,
+    ) -> Result<Self> {
         // SAFETY: They have no requirements.
         let (nr_levels, has_gbpages, bits) = unsafe {
             (
@@ -425,7 +434,8 @@ impl NestedSpace {
             .checked_shl(bits.saturating_sub(PAGE_SHIFT))
             .ok_or(EINVAL)?
             .min(Pfn::LIMIT);
-        let nr_tables = nr_tables(&window, ram, end, has_gbpages);
+        let nr_ranges = ram.ranges().len() + low.len();
+        let nr_tables = nr_tables(&window, ram, nr_ranges, end, has_gbpages);
         let nr_dma_tables = if has_dma { nr_dma_tables(&window) } else { 0 };
         window.add_tables(nr_tables + nr_dma_tables)?;
 
@@ -442,7 +452,7 @@ impl NestedSpace {
             dma,
             next_table,
         };
-        nested.map_machine(ram, end)?;
+        nested.map_machine(ram, low, end)?;
         nested.map_held()?;
         Ok(nested)
     }
@@ -484,14 +494,21 @@ impl NestedSpace {
     ///
     /// The memory type of a large leaf is undefined if it's about memory and devices. So there is
     /// none where they may be close together.
-    fn map_machine(&mut self, ram: &Ram, end: u64) -> Result {
+    fn map_machine(&mut self, ram: &Ram, low: &[(u64, u64)], end: u64) -> Result {
         let base = self.window.base.get();
         self.map(0, LOW_END, RW, 0)?;
         let mut next = LOW_END;
         for &(first, last) in ram.ranges() {
             let (first, last) = (first.max(next), last.max(next));
             self.map(next, first, RW, 1)?;
-            self.map(first, last, RO, 2)?;
+            next = first;
+            let is_inside = |&&(start, end): &&(u64, u64)| first <= start && end <= last;
+            for &(start, end) in low.iter().filter(is_inside) {
+                self.map(next, start, RO, 2)?;
+                self.map(start, end, RW, 2)?;
+                next = end;
+            }
+            self.map(next, last, RO, 2)?;
             next = last;
         }
         let all_behind = next.next_multiple_of(span_pages(2)).min(base);
@@ -563,8 +580,9 @@ fn nr_dma_tables(window: &Window) -> u64 {
     (window.nr_pages() as u64).div_ceil(TABLE_WORDS as u64) + 8
 }
 
-/// Returns how many tables a window needs at most.
-fn nr_tables(window: &Window, ram: &Ram, end: u64, has_gbpages: bool) -> u64 {
+/// Returns how many tables a window needs at most, if there are `nr_ranges` ranges of memory that
+/// differ.
+fn nr_tables(window: &Window, ram: &Ram, nr_ranges: usize, end: u64, has_gbpages: bool) -> u64 {
     // OVERFLOW: All of them are small numbers: there are at most 2^31 pages, and few ranges.
     let of_level = |end: u64, level| end.div_ceil(span_pages(level) * TABLE_WORDS as u64);
     let nr_levels_above = 2;
@@ -576,7 +594,7 @@ fn nr_tables(window: &Window, ram: &Ram, end: u64, has_gbpages: bool) -> u64 {
         of_level(end, 1)
     };
     // A range begins and ends in the middle of large leaves.
-    let of_borders = 2 * (2 * ram.ranges().len() as u64 + 4);
+    let of_borders = 2 * (2 * nr_ranges as u64 + 4);
     let of_window = of_level(window.nr_pages() as u64, 0) + 2;
     nr_levels_above + of_level(end, 2) + of_level_1 + of_borders + of_window
 }

@@ -48,6 +48,7 @@ install-crash:
 	install -D -t $(DESTDIR)$(PREFIX)/sbin crash/service/p2m-crash
 	install -D -t $(DESTDIR)$(PREFIX)/lib/p2m-crash crash/mkinitramfs crash/init
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system crash/service/p2m-crash.service
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/udev/rules.d crash/service/60-p2m-crash.rules
 	[ -e $(DESTDIR)/etc/default/p2m-crash ] || \
 		install -D -m 644 crash/service/p2m-crash.default $(DESTDIR)/etc/default/p2m-crash
 

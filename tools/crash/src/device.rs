@@ -2,6 +2,7 @@
 
 //! `/dev/p2m_crash`.
 
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -37,6 +38,8 @@ pub struct Info {
     pub nr_levels: u32,
     /// How many IOMMUs can be used.
     pub nr_iommus: u32,
+    /// Another number whenever memory or processors were added or removed, 0 if that isn't known.
+    pub generation: u64,
 }
 
 /// How a window is loaded.
@@ -50,7 +53,14 @@ pub struct Load {
     pub hold_all: bool,
     /// Whether devices get the window by the IOMMUs.
     pub iommu: bool,
+    /// Whether the crash kernel gets the low memory that was taken.
+    pub low: bool,
+    /// That of the information that was used.
+    pub generation: u64,
 }
+
+/// Low memory comes in multiples of so many bytes.
+pub const LOW_GRAIN: u64 = abi::P2M_CRASH_LOW_GRAIN as u64;
 
 /// How things are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -73,6 +83,10 @@ pub struct Status {
     pub free: u64,
     /// Bytes that the window would have if the kernel panicked now.
     pub would_get: u64,
+    /// Bytes of low memory that are held.
+    pub low: u64,
+    /// Whether memory or processors were added or removed since it was loaded.
+    pub stale: bool,
 }
 
 /// An open `/dev/p2m_crash`.
@@ -106,8 +120,25 @@ impl Crash {
                 tsc_khz: (info.out_tsc_khz != 0).then_some(info.out_tsc_khz),
                 nr_levels: info.out_nr_levels,
                 nr_iommus: info.out_nr_iommus,
+                generation: info.out_generation,
             }),
         }
+    }
+
+    /// Takes low memory for the next crash kernel that is loaded, and returns where it is.
+    pub fn take_low(&self, bytes: u64) -> Result<Vec<Range<u64>>> {
+        let mut ranges = vec![abi::p2m_crash_range::default(); (bytes / LOW_GRAIN) as usize];
+        let mut low = abi::p2m_crash_low {
+            memory: bytes,
+            ranges: ranges.as_mut_ptr() as u64,
+            nr_ranges: u32::try_from(ranges.len()).unwrap_or(u32::MAX),
+            ..abi::p2m_crash_low::new()
+        };
+        // SAFETY: There are as many elements as it says.
+        unsafe { low.call(self.fd.as_fd()) }.map_err(attempt(error::LOW))?;
+        ranges.truncate(low.out_nr_ranges as usize);
+        let range = |range: &abi::p2m_crash_range| range.start..range.start + range.length;
+        Ok(ranges.iter().map(range).collect())
     }
 
     /// Loads a crash kernel, in the place of one that may be loaded.
@@ -125,6 +156,7 @@ impl Crash {
             flags: [
                 (how.hold_all, abi::P2M_CRASH_HOLD_ALL),
                 (how.iommu, abi::P2M_CRASH_IOMMU),
+                (how.low, abi::P2M_CRASH_LOW_MEMORY),
             ]
             .iter()
             .filter(|(is_set, _)| *is_set)
@@ -138,6 +170,9 @@ impl Crash {
             size_slot: image.size_slot(),
             segments: raw.as_ptr() as u64,
             nr_segments: u32::try_from(raw.len()).unwrap_or(u32::MAX),
+            generation: how.generation,
+            frames: image.frames().start,
+            frames_length: image.frames().end - image.frames().start,
             ..abi::p2m_crash_load::new()
         };
         // SAFETY: There are as many segments as it says, and they borrow their data.
@@ -166,6 +201,8 @@ impl Crash {
             tables: raw.out_tables,
             free: raw.out_free,
             would_get: raw.out_would_get,
+            low: raw.out_low,
+            stale: raw.out_stale != 0,
         })
     }
 }

@@ -125,6 +125,12 @@ impl Error {
         }
     }
 
+    /// Returns whether the machine changed while it was looked at, so that it may work if it's
+    /// attempted again.
+    pub fn is_stale(&self) -> bool {
+        matches!(self, Self::Device { source, .. } if *source == Errno::STALE)
+    }
+
     /// Returns what the user can do about it, if that can be told.
     pub fn hint(&self) -> Option<&'static str> {
         let Self::Device { what, source } = self else {
@@ -139,6 +145,11 @@ impl Error {
                 "too little memory is free for a panic to count on: free some, or ask for less \
                  with --memory and --min-memory"
             }
+            (LOW, Errno::NOMEM) => {
+                "no pieces of memory below 4 GiB are free for DMA: free some, or ask for less or \
+                 none with --dma-memory"
+            }
+            (LOW, Errno::TOOBIG) => "no more than 128M can be asked for with --dma-memory",
             (UNLOAD, Errno::NOENT) => "no crash kernel is loaded",
             (_, Errno::NOTTY | Errno::TOOBIG) => "the module is older than this program",
             _ => return None,
@@ -149,6 +160,7 @@ impl Error {
 /// What is attempted.
 pub(crate) const OPEN: &str = "open the device";
 pub(crate) const INFO: &str = "ask the module";
+pub(crate) const LOW: &str = "take low memory";
 pub(crate) const LOAD: &str = "load the crash kernel";
 pub(crate) const UNLOAD: &str = "unload the crash kernel";
 pub(crate) const STATUS: &str = "ask for the status";

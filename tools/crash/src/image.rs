@@ -4,11 +4,10 @@
 //!
 //! ```text
 //!  offset      what                                    to the crash kernel
-//!  0x1000      boot parameters                         reserved
-//!  0x2000      command line                            reserved
-//!  0x3000      page tables that map it 1:1             reserved
+//!  0x1000      boot parameters, command line, tables   reserved
 //!  0x10000     header of /proc/vmcore                  reserved
-//!  1 MiB       nothing                                 memory
+//!  1 MiB       its own frames, when it starts          reserved
+//!  behind it   nothing                                 memory
 //!  16 MiB      the kernel, with room to unpack itself  memory
 //!  behind it   initramfs                               memory
 //!  behind it   nothing                                 memory
@@ -18,42 +17,36 @@
 //! window that is missing.
 
 use std::fs::File;
-use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use linux_loader::loader::KernelLoader;
-use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
-use linux_loader::loader::bzimage::BzImage;
+use p2m_loader::{
+    E820_ACPI, E820_NVS, E820_RAM, E820_RESERVED, Entry, Images, InitrdPlace, Kernel, MemoryRange,
+    PAGE_BYTES as PAGE, Plan, SegmentKind, load_as,
+};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
 
+use crate::abi;
 use crate::device::Info;
 use crate::elfcore;
 use crate::error::{Error, Result};
 use crate::machine::{Machine, Note, Resource};
 
-const BOOT_PARAMS: u64 = 0x1000;
-const COMMAND_LINE: u64 = 0x2000;
-const PAGE_TABLES: u64 = 0x3000;
-const NR_PAGE_TABLES: u64 = 5;
+const PARAMETERS: u64 = 0x1000;
 const ELF_HEADER: u64 = 0x1_0000;
-const MEMORY: u64 = 0x10_0000;
+const FRAMES: u64 = 0x10_0000;
 const KERNEL: u64 = 0x100_0000;
 
-const PAGE: u64 = 0x1000;
-const MAX_COMMAND_LINE: usize = 2048;
+/// Where other memory than the window can be, as usual: what a processor needs to wake up others, and
+/// firmware to be found by.
+const FIRST_MIB: u64 = 1 << 20;
 
-/// Offset of the entry of 64-bit boot loaders in a kernel, see `Documentation/arch/x86/boot.rst`.
-const ENTRY_64: u64 = 0x200;
+/// Size of a slot of a kernel's bounce buffers (`IO_TLB_SIZE`).
+const BOUNCE_SLOT: u64 = 2048;
 
 /// What a kernel needs at least, besides its own image and the initramfs: it finds that out itself, so
 /// this is what was seen to be enough.
 const WORKING_MEMORY: u64 = 32 << 20;
-
-/// Types of the memory map.
-const E820_RAM: u32 = 1;
-const E820_RESERVED: u32 = 2;
-const E820_ACPI: u32 = 3;
-const E820_NVS: u32 = 4;
 
 /// What a crash kernel is made of.
 #[derive(Clone, Debug)]
@@ -68,6 +61,8 @@ pub struct Recipe {
     pub memory: u64,
     /// Whether devices get the window by the IOMMUs.
     pub iommu: bool,
+    /// Low memory that devices reach as it is, in ascending order.
+    pub low: Vec<Range<u64>>,
 }
 
 /// A part of a window.
@@ -84,71 +79,96 @@ pub struct Image {
     memory: GuestMemoryMmap,
     base: u64,
     size: u64,
-    kernel_size: u64,
-    initrd: (u64, u64),
-    /// Length of the header of `/proc/vmcore`.
-    elf_header_size: u64,
-    size_slot: u64,
-}
-
-fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::File { path, source }
+    min_memory: u64,
+    entry: Entry,
+    /// The offsets of what has something in it, in order.
+    parts: Vec<Range<u64>>,
 }
 
 fn open(path: &Path) -> Result<File> {
-    File::open(path).map_err(file_error(path))
+    File::open(path).map_err(|source| Error::File {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Returns an error of the loader as one about the kernel, or about the initramfs.
+fn load_error(recipe: &Recipe) -> impl Fn(p2m_loader::Error) -> Error + use<'_> {
+    |error| {
+        let path = match error {
+            p2m_loader::Error::Read(SegmentKind::Initrd, _) | p2m_loader::Error::EmptyInitrd => {
+                &recipe.initrd
+            }
+            p2m_loader::Error::CommandLineTooLong { .. }
+            | p2m_loader::Error::CommandLine
+            | p2m_loader::Error::TooManyRanges(_) => return Error::DoesNotFit(error.to_string()),
+            _ => &recipe.kernel,
+        };
+        Error::content(path, error.to_string())
+    }
 }
 
 impl Image {
     /// Puts everything in its place.
     pub fn new(recipe: &Recipe, machine: &Machine, info: &Info) -> Result<Self> {
         let (base, size) = (info.base, recipe.memory);
-        let length = usize::try_from(size).unwrap_or(usize::MAX);
-        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(base), length)])
-            .map_err(|error| Error::DoesNotFit(format!("no room for the window: {error}")))?;
-
-        let mut kernel = open(&recipe.kernel)?;
-        let loaded = BzImage::load(
-            &memory,
-            Some(GuestAddress(base + KERNEL)),
-            &mut kernel,
-            None,
-        )
-        .map_err(|error| Error::content(&recipe.kernel, error.to_string()))?;
-        let header = loaded.setup_header.unwrap_or_default();
-        check_kernel(&recipe.kernel, &header)?;
-        let kernel_size = loaded.kernel_end - base - KERNEL;
-
-        let mut initrd = Vec::new();
-        let mut file = open(&recipe.initrd)?;
-        file.read_to_end(&mut initrd)
-            .map_err(file_error(&recipe.initrd))?;
-        let initrd_start = KERNEL + kernel_size.max(header.init_size.into());
-        let initrd_start = initrd_start.next_multiple_of(PAGE);
-        let initrd_size = initrd.len() as u64;
-
-        let mut image = Self {
-            memory,
-            base,
-            size,
-            kernel_size,
-            initrd: (initrd_start, initrd_size),
-            elf_header_size: 0,
-            size_slot: 0,
-        };
-        let needed = image.min_memory();
+        let mut kernel = Kernel::open(open(&recipe.kernel)?).map_err(load_error(recipe))?;
+        if !kernel.is_movable() {
+            let what = "is no kernel that can be loaded above 4 GiB";
+            return Err(Error::content(&recipe.kernel, what));
+        }
+        let mut initrd = open(&recipe.initrd)?;
+        let initrd_bytes = initrd.metadata().map_or(0, |metadata| metadata.len());
+        let needed = min_memory(kernel.memory_bytes(), initrd_bytes);
         if size < needed {
             return Err(Error::TooSmall {
                 needed,
                 given: size,
             });
         }
-        image.write(initrd_start, &initrd)?;
-        image.write_elf_header(machine, info)?;
-        image.write_page_tables()?;
-        image.write_boot_params(recipe, machine, info, header)?;
+        let length = usize::try_from(size).unwrap_or(usize::MAX);
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(base), length)])
+            .map_err(|error| Error::DoesNotFit(format!("no room for the window: {error}")))?;
+
+        let mut image = Self {
+            memory,
+            base,
+            size,
+            min_memory: needed,
+            entry: Entry::default(),
+            parts: Vec::new(),
+        };
+        let plan = Plan {
+            map: image.memory_map(&machine.resources, &recipe.low),
+            images: vec![base + KERNEL..base + size],
+            parameters: vec![base + PARAMETERS..base + ELF_HEADER],
+            tables: Vec::new(),
+            initrd: InitrdPlace::Lowest,
+        };
+        let mut images = Images {
+            initrd: Some(&mut initrd),
+            command_line: &image.command_line(recipe, machine, info),
+            tables: Vec::new(),
+            root_pointer: machine.rsdp,
+        };
+        let loaded =
+            load_as(&image.memory, &mut kernel, &mut images, plan).map_err(load_error(recipe))?;
+        image.entry = loaded.entry;
+        for segment in &loaded.segments {
+            let start = segment.address - base;
+            image.add_part(start..start + segment.bytes);
+        }
+        image.write_elf_header(recipe, machine, info)?;
         Ok(image)
+    }
+
+    /// Adds a part, which begins with a page: the one before is longer then, if it's in that page.
+    fn add_part(&mut self, part: Range<u64>) {
+        let start = part.start & !(PAGE - 1);
+        match self.parts.last_mut() {
+            Some(last) if start < last.end.next_multiple_of(PAGE) => last.end = part.end,
+            _ => self.parts.push(start..part.end),
+        }
     }
 
     /// Returns the size of the window in bytes.
@@ -158,186 +178,107 @@ impl Image {
 
     /// Returns how many bytes of the window the crash kernel needs at least.
     pub fn min_memory(&self) -> u64 {
-        let (start, size) = self.initrd;
-        // The initramfs is unpacked.
-        (start + 4 * size + WORKING_MEMORY).next_multiple_of(PAGE)
+        self.min_memory
     }
 
     /// Returns the offset of the first instruction.
     pub fn entry(&self) -> u64 {
-        KERNEL + ENTRY_64
+        self.entry.instruction - self.base
     }
 
     /// Returns the offset of the boot parameters.
     pub fn boot_params(&self) -> u64 {
-        BOOT_PARAMS
+        self.entry.boot_params - self.base
     }
 
     /// Returns the offset of the root of the page tables.
     pub fn page_tables(&self) -> u64 {
-        PAGE_TABLES
+        self.entry.page_table - self.base
     }
 
-    /// Returns the offset of the size of the memory in the memory map.
+    /// Returns the offset of the size of the memory in the memory map, where it's the first entry.
     pub fn size_slot(&self) -> u64 {
-        self.size_slot
+        self.entry.map_size(0) - self.base
+    }
+
+    /// Returns the offsets of where the crash kernel is told of its own frames.
+    pub fn frames(&self) -> Range<u64> {
+        let frames = size_of::<u32>() as u64 * (self.size / PAGE);
+        let length = size_of::<abi::p2m_crash_frames>() as u64 + frames;
+        FRAMES..FRAMES + length
+    }
+
+    /// Returns the offset at which its memory begins.
+    fn memory_start(&self) -> u64 {
+        self.frames().end.next_multiple_of(PAGE)
     }
 
     /// Returns the parts that have something in them.
     pub fn segments(&self) -> Result<Vec<Segment<'_>>> {
-        let (initrd, initrd_size) = self.initrd;
-        [
-            (
-                BOOT_PARAMS,
-                PAGE_TABLES + NR_PAGE_TABLES * PAGE - BOOT_PARAMS,
-            ),
-            (ELF_HEADER, self.elf_header_size),
-            (KERNEL, self.kernel_size),
-            (initrd, initrd_size),
-        ]
-        .into_iter()
-        .filter(|&(_, length)| length > 0)
-        .map(|(offset, length)| {
-            let count = usize::try_from(length).unwrap_or(usize::MAX);
-            let address = GuestAddress(self.base + offset);
-            let slice = self.memory.get_slice(address, count);
-            let slice = slice.map_err(|error| Error::DoesNotFit(error.to_string()))?;
-            // SAFETY: The slice is in the memory that `self` has mapped, and nobody writes to it while
-            // `self` is borrowed.
-            let data =
-                unsafe { std::slice::from_raw_parts(slice.ptr_guard().as_ptr(), slice.len()) };
-            Ok(Segment { data, offset })
-        })
-        .collect()
+        { self.parts.iter() }
+            .map(|part| {
+                let count = usize::try_from(part.end - part.start).unwrap_or(usize::MAX);
+                let slice = self
+                    .memory
+                    .get_slice(GuestAddress(self.base + part.start), count)
+                    .map_err(|error| Error::DoesNotFit(error.to_string()))?;
+                // SAFETY: The slice is in the memory that `self` has mapped, and nobody writes to it
+                // while `self` is borrowed.
+                let data =
+                    unsafe { std::slice::from_raw_parts(slice.ptr_guard().as_ptr(), slice.len()) };
+                let offset = part.start;
+                Ok(Segment { data, offset })
+            })
+            .collect()
     }
 
-    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let result = self
-            .memory
-            .write_slice(bytes, GuestAddress(self.base + offset));
-        result.map_err(|error| Error::DoesNotFit(error.to_string()))
-    }
-
-    fn write_elf_header(&mut self, machine: &Machine, info: &Info) -> Result<()> {
+    fn write_elf_header(&mut self, recipe: &Recipe, machine: &Machine, info: &Info) -> Result<()> {
         let (phys, length) = info.note;
         let mut notes = vec![Note { phys, length }];
         notes.extend(&machine.cpu_notes);
         notes.push(machine.vmcoreinfo);
-        let header = elfcore::header(&notes, &machine.mapped);
-        let number = notes.len() + machine.mapped.len();
-        if header.len() as u64 > MEMORY - ELF_HEADER || number >= usize::from(u16::MAX) {
+        // Low memory is the crash kernel's own.
+        let memory: Vec<_> = { machine.mapped.iter() }
+            .flat_map(|piece| piece.without(&recipe.low))
+            .collect();
+        let header = elfcore::header(&notes, &memory);
+        let number = notes.len() + memory.len();
+        if header.len() as u64 > FRAMES - ELF_HEADER || number >= usize::from(u16::MAX) {
             let text = "the machine has too many processors and pieces of memory";
             return Err(Error::DoesNotFit(text.into()));
         }
-        self.write(ELF_HEADER, &header)?;
-        self.elf_header_size = header.len() as u64;
-        Ok(())
-    }
-
-    /// Maps the GiB of the window to itself, in 2 MiB pages, and the first GiB: the kernel looks there
-    /// for what firmware has left before it has page tables of its own.
-    fn write_page_tables(&self) -> Result<()> {
-        const PRESENT_RW: u64 = 3;
-        const LARGE: u64 = 1 << 7;
-
-        let table = |number: u64| PAGE_TABLES + number * PAGE;
-        let set = |number: u64, index: u64, entry: u64| {
-            let bytes = (entry | PRESENT_RW).to_le_bytes();
-            self.write(table(number) + 8 * index, &bytes)
-        };
-        let index = |address: u64, level: u32| (address >> (12 + 9 * level)) & 511;
-        // Tables 1 and 2 lead to the window, 3 and 4 to the first GiB.
-        for (address, upper, lower) in [(0, 3, 4), (self.base, 1, 2)] {
-            // There may be one for both.
-            let upper = match index(self.base, 3) {
-                0 => 1,
-                _ => upper,
-            };
-            set(0, index(address, 3), self.base + table(upper))?;
-            set(upper, index(address, 2), self.base + table(lower))?;
-            for number in 0..512 {
-                set(lower, number, (address + (number << 21)) | LARGE)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn write_boot_params(
-        &mut self,
-        recipe: &Recipe,
-        machine: &Machine,
-        info: &Info,
-        header: setup_header,
-    ) -> Result<()> {
-        const OTHER_LOADER: u8 = 0xff;
-
-        let command_line = self.command_line(recipe, machine, info);
-        if command_line.len() >= MAX_COMMAND_LINE.min(header.cmdline_size as usize) {
-            let text = "the command line is too long for the crash kernel";
-            return Err(Error::DoesNotFit(text.into()));
-        }
-        self.write(COMMAND_LINE, command_line.as_bytes())?;
-
-        let halves = |offset: u64| {
-            let address = self.base + offset;
-            // CAST: They are halves.
-            (address as u32, (address >> 32) as u32)
-        };
-        let (initrd, initrd_size) = self.initrd;
-        let mut params = boot_params {
-            hdr: header,
-            ..boot_params::default()
-        };
-        params.hdr.type_of_loader = OTHER_LOADER;
-        (params.hdr.cmd_line_ptr, params.ext_cmd_line_ptr) = halves(COMMAND_LINE);
-        (params.hdr.ramdisk_image, params.ext_ramdisk_image) = halves(initrd);
-        params.hdr.ramdisk_size = u32::try_from(initrd_size)
-            .map_err(|_| Error::DoesNotFit("the initramfs is too large".into()))?;
-        params.acpi_rsdp_addr = machine.rsdp.unwrap_or(0);
-
-        let map = self.memory_map(&machine.resources);
-        let Some(places) = params.e820_table.get_mut(..map.len()) else {
-            let text = "the memory map has more entries than there is room for";
-            return Err(Error::DoesNotFit(text.into()));
-        };
-        places.copy_from_slice(&map);
-        params.e820_entries = map.len() as u8;
-        let result = self
-            .memory
-            .write_obj(params, GuestAddress(self.base + BOOT_PARAMS));
-        result.map_err(|error| Error::DoesNotFit(error.to_string()))?;
-
-        // The first entry is the window's memory.
-        let table = std::mem::offset_of!(boot_params, e820_table);
-        let size = std::mem::offset_of!(boot_e820_entry, size);
-        self.size_slot = BOOT_PARAMS + (table + size) as u64;
+        self.memory
+            .write_slice(&header, GuestAddress(self.base + ELF_HEADER))
+            .map_err(|error| Error::DoesNotFit(error.to_string()))?;
+        let place = { self.parts.iter() }
+            .take_while(|part| part.end <= ELF_HEADER)
+            .count();
+        let part = ELF_HEADER..ELF_HEADER + header.len() as u64;
+        self.parts.insert(place, part);
         Ok(())
     }
 
     /// Returns the memory map of the crash kernel, in which the memory of its window comes first.
-    fn memory_map(&self, resources: &[Resource]) -> Vec<boot_e820_entry> {
-        let entry = |addr: u64, end: u64, type_: u32| boot_e820_entry {
-            addr,
-            size: end - addr,
-            type_,
-        };
+    fn memory_map(&self, resources: &[Resource], low: &[Range<u64>]) -> Vec<MemoryRange> {
+        let entry = |range, kind| MemoryRange { range, kind };
+        let start = self.base + self.memory_start();
         let mut map = vec![
-            entry(self.base + MEMORY, self.base + self.size, E820_RAM),
-            entry(self.base, self.base + MEMORY, E820_RESERVED),
+            entry(start..self.base + self.size, E820_RAM),
+            entry(self.base..start, E820_RESERVED),
         ];
-        map.extend(resources.iter().filter_map(|resource| {
-            let range = &resource.range;
-            let kind = match &*resource.name {
-                // What a processor needs to wake up others, and firmware to be found by.
-                "System RAM" if range.end <= MEMORY => E820_RAM,
+        for Resource { range, name } in resources {
+            let kind = match &**name {
+                "System RAM" if range.end <= FIRST_MIB => E820_RAM,
                 "System RAM" | "Reserved" | "Soft Reserved" | "Persistent Memory" => E820_RESERVED,
                 "ACPI Tables" => E820_ACPI,
                 "ACPI Non-volatile Storage" => E820_NVS,
                 // A device.
-                _ => return None,
+                _ => continue,
             };
-            Some(entry(range.start, range.end, kind))
-        }));
+            let rest = without(range, low);
+            map.extend(rest.into_iter().map(|range| entry(range, kind)));
+        }
+        map.extend(low.iter().map(|range| entry(range.clone(), E820_RAM)));
         map
     }
 
@@ -356,12 +297,13 @@ impl Image {
             .map(str::to_owned)
             .collect();
         // One processor, devices that are in any state, no waiting after a panic; a firmware that
-        // has never heard of memory up there.
+        // has never heard of memory up there, but tells of the old kernel's that was added later.
         for word in [
             "nr_cpus=1",
             "reset_devices",
             "panic=-1",
             "disable_mtrr_trim",
+            "acpi_no_memhotplug",
         ] {
             words.push(word.to_owned());
         }
@@ -371,32 +313,46 @@ impl Image {
         if recipe.iommu {
             // They are programmed, and devices reach all of the memory.
             words.extend(["amd_iommu=off", "swiotlb=noforce"].map(str::to_owned));
+        } else if !recipe.low.is_empty() {
+            // Half of it for bounce buffers, as drivers also need memory that stays theirs.
+            let bytes: u64 = recipe.low.iter().map(|range| range.end - range.start).sum();
+            words.push(format!("swiotlb={}", bytes / 2 / BOUNCE_SLOT));
+            words.push(format!("p2m_crash_helper.limit={:#x}", (4u64 << 30) - 1));
         }
+        words.push(format!(
+            "p2m_crash_helper.frames={:#x}",
+            self.base + self.frames().start
+        ));
         words.extend(recipe.append.split_whitespace().map(str::to_owned));
         words.join(" ")
     }
 }
 
-/// Checks that a kernel can be started where the window is.
-fn check_kernel(path: &Path, header: &setup_header) -> Result<()> {
-    const KERNEL_64: u16 = 1 << 0;
-    const ABOVE_4G: u16 = 1 << 1;
+/// Returns what is left of a range without others, which are in ascending order.
+pub(crate) fn without(range: &Range<u64>, others: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut rest = Vec::new();
+    let mut start = range.start;
+    for other in others {
+        rest.push(start..other.start.min(range.end));
+        start = start.max(other.end);
+    }
+    rest.push(start..range.end);
+    rest.retain(|range| !range.is_empty());
+    rest
+}
 
-    let (version, flags) = (header.version, header.xloadflags);
-    if version < 0x020c || flags & (KERNEL_64 | ABOVE_4G) != KERNEL_64 | ABOVE_4G {
-        let what = "is no 64-bit kernel that can be loaded above 4 GiB";
-        return Err(Error::content(path, what));
-    }
-    if header.relocatable_kernel == 0 {
-        return Err(Error::content(path, "is not relocatable"));
-    }
-    Ok(())
+/// Returns how many bytes of a window a kernel and an initramfs of some sizes need at least.
+fn min_memory(kernel: u64, initrd: u64) -> u64 {
+    let initrd_start = KERNEL.saturating_add(kernel).next_multiple_of(PAGE);
+    // The initramfs is unpacked.
+    (initrd_start + 4 * initrd + WORKING_MEMORY).next_multiple_of(PAGE)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Mapped;
+    use crate::machine::{Mapped, parse_program_headers};
+    use linux_loader::loader::bootparam::boot_params;
     use std::fs;
     use tempfile::TempDir;
 
@@ -408,18 +364,23 @@ mod tests {
         let mut bytes = vec![0; (SETUP_SECTORS + 1) * 512 + 0x3000];
         let mut set = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         set(0x1f1, &[SETUP_SECTORS as u8]);
+        set(0x1fe, &[0x55, 0xaa]);
+        set(0x200, &[0xeb, 0x6a]); // a jump over the header
         set(0x202, b"HdrS");
         set(0x206, &0x020fu16.to_le_bytes());
         set(0x211, &[1]); // loaded high
+        set(0x230, &0x20_0000u32.to_le_bytes()); // alignment
         set(0x234, &[1]); // relocatable
         set(0x236, &xloadflags.to_le_bytes());
         set(0x238, &2047u32.to_le_bytes());
+        set(0x258, &0x100_0000u64.to_le_bytes()); // where it wants to be
         set(0x260, &0x80_0000u32.to_le_bytes()); // room to unpack itself
         bytes
     }
 
     struct Files {
         directory: TempDir,
+        low: Vec<Range<u64>>,
     }
 
     impl Files {
@@ -427,7 +388,10 @@ mod tests {
             let directory = tempfile::tempdir().expect("directory");
             fs::write(directory.path().join("kernel"), kernel).expect("file");
             fs::write(directory.path().join("initrd"), initrd).expect("file");
-            Self { directory }
+            Self {
+                directory,
+                low: Vec::new(),
+            }
         }
 
         fn image(&self, memory: u64) -> Result<Image> {
@@ -436,7 +400,8 @@ mod tests {
                 initrd: self.directory.path().join("initrd"),
                 append: "word=1 word=2".into(),
                 memory,
-                iommu: true,
+                iommu: self.low.is_empty(),
+                low: self.low.clone(),
             };
             let resource = |range, name: &str| Resource {
                 range,
@@ -471,6 +436,7 @@ mod tests {
                 tsc_khz: Some(2_600_000),
                 nr_levels: 4,
                 nr_iommus: 1,
+                generation: 1,
             };
             Image::new(&recipe, &machine, &info)
         }
@@ -478,6 +444,32 @@ mod tests {
 
     fn word(image: &Image, address: u64) -> u64 {
         image.memory.read_obj(GuestAddress(address)).expect("word")
+    }
+
+    fn parameters(image: &Image) -> boot_params {
+        let address = GuestAddress(BASE + image.boot_params());
+        image.memory.read_obj(address).expect("parameters")
+    }
+
+    fn e820(image: &Image) -> Vec<(u64, u64, u32)> {
+        let params = parameters(image);
+        params.e820_table[..usize::from(params.e820_entries)]
+            .iter()
+            .map(|entry| (entry.addr, entry.size, entry.type_))
+            .collect()
+    }
+
+    fn command_line(image: &Image) -> String {
+        let params = parameters(image);
+        let address =
+            (u64::from(params.ext_cmd_line_ptr) << 32) | u64::from(params.hdr.cmd_line_ptr);
+        let mut bytes = [0; 2048];
+        image
+            .memory
+            .read_slice(&mut bytes, GuestAddress(address))
+            .expect("line");
+        let line = bytes.split(|&byte| byte == 0).next().unwrap_or(&[]);
+        String::from_utf8_lossy(line).into_owned()
     }
 
     /// Returns where an address leads to, as the processor finds it.
@@ -524,14 +516,17 @@ mod tests {
             assert!(segment.offset + segment.data.len() as u64 <= image.min_memory());
         }
         let pairs = segments.windows(2);
-        assert!(
-            { pairs }.all(|pair| { pair[0].offset + pair[0].data.len() as u64 <= pair[1].offset })
-        );
+        let end = |segment: &Segment<'_>| segment.offset + segment.data.len() as u64;
+        // No page is in two of them.
+        assert!({ pairs }.all(|pair| end(&pair[0]).next_multiple_of(PAGE) <= pair[1].offset));
         let initrd = segments.last().expect("initramfs");
         assert_eq!(initrd.data, [7; 100_000]);
         // Where the kernel unpacks itself, nothing is.
         assert!(initrd.offset >= KERNEL + 0x80_0000);
-        assert_eq!(segments[2].data.len(), 0x3000);
+        let kernel = { segments.iter() }.find(|segment| segment.offset == KERNEL);
+        assert_eq!(kernel.expect("kernel").data.len(), 0x3000);
+        let header = { segments.iter() }.find(|segment| segment.offset == ELF_HEADER);
+        assert!(header.is_some_and(|header| header.data.starts_with(b"\x7fELF")));
     }
 
     #[test]
@@ -548,36 +543,80 @@ mod tests {
         let files = Files::new(&kernel(3), b"initramfs");
         let size = 256 << 20;
         let image = files.image(size).expect("image");
-        let params: boot_params = image
-            .memory
-            .read_obj(GuestAddress(BASE + BOOT_PARAMS))
-            .expect("parameters");
-        let map: Vec<_> = params.e820_table[..usize::from(params.e820_entries)]
-            .iter()
-            .map(|entry| (entry.addr, entry.size, entry.type_))
-            .collect();
+        let params = parameters(&image);
+        let map = e820(&image);
+        // 4 bytes for each of the 65536 frames, and something before them.
+        let memory = 0x14_1000;
         let expected = [
-            (BASE + MEMORY, size - MEMORY, E820_RAM),
-            (BASE, MEMORY, E820_RESERVED),
+            (BASE + memory, size - memory, E820_RAM),
+            (BASE, memory, E820_RESERVED),
             (0x1000, 0x9_ec00, E820_RAM),
             (0x10_0000, 0x3ff0_0000, E820_RESERVED),
             (0xf000_0000, 0x1000, E820_ACPI),
         ];
         assert_eq!(map, expected);
         // That is what gets smaller.
-        assert_eq!(word(&image, BASE + image.size_slot()), size - MEMORY);
+        assert_eq!(word(&image, BASE + image.size_slot()), size - memory);
         assert_eq!({ params.acpi_rsdp_addr }, 0x7fff_0000);
+        assert_eq!(image.frames(), 0x10_0000..0x14_0010);
+    }
+
+    #[test]
+    fn low_memory_is_memory_and_nothing_to_dump() {
+        let mut files = Files::new(&kernel(3), b"initramfs");
+        files.low = vec![0x2000_0000..0x2040_0000, 0x3fc0_0000..0x4000_0000];
+        let image = files.image(256 << 20).expect("image");
+        let map: Vec<_> = e820(&image).into_iter().skip(2).collect();
+        let expected = [
+            (0x1000, 0x9_ec00, E820_RAM),
+            (0x10_0000, 0x1ff0_0000, E820_RESERVED),
+            (0x2040_0000, 0x1f80_0000, E820_RESERVED),
+            (0xf000_0000, 0x1000, E820_ACPI),
+            (0x2000_0000, 0x40_0000, E820_RAM),
+            (0x3fc0_0000, 0x40_0000, E820_RAM),
+        ];
+        assert_eq!(map, expected);
+        let segments = image.segments().expect("segments");
+        let header = { segments.iter() }.find(|segment| segment.offset == ELF_HEADER);
+        let headers = header
+            .and_then(|segment| parse_program_headers(segment.data))
+            .expect("headers");
+        let loads: Vec<_> = { headers.iter() }
+            .filter(|header| header.kind == 1)
+            .map(|header| (header.virt, header.phys, header.length))
+            .collect();
+        let virt = 0xffff_8880_0000_0000;
+        let expected = [(0x10_0000, 0x1ff0_0000), (0x2040_0000, 0x1f80_0000)];
+        assert_eq!(
+            loads,
+            expected.map(|(phys, length)| (virt + phys, phys, length))
+        );
+        let line = command_line(&image);
+        for word in ["swiotlb=2048", "p2m_crash_helper.limit=0xffffffff"] {
+            assert!(line.split(' ').any(|other| other == word), "{line}");
+        }
+        assert!(!line.contains("noforce"), "{line}");
+    }
+
+    #[test]
+    fn what_is_left_is_what_no_other_has() {
+        let others = [0..5, 10..20, 30..35, 90..100];
+        for (range, rest) in [
+            (0..100, vec![5..10, 20..30, 35..90]),
+            (12..18, vec![]),
+            (5..10, vec![5..10]),
+            (15..32, vec![20..30]),
+            (40..50, vec![40..50]),
+        ] {
+            assert_eq!(without(&range, &others), rest, "{range:?}");
+        }
     }
 
     #[test]
     fn the_command_line_has_consoles_and_what_was_added_last() {
         let files = Files::new(&kernel(3), b"initramfs");
         let image = files.image(256 << 20).expect("image");
-        let mut bytes = [0; MAX_COMMAND_LINE];
-        let address = GuestAddress(BASE + COMMAND_LINE);
-        image.memory.read_slice(&mut bytes, address).expect("line");
-        let line = String::from_utf8_lossy(&bytes);
-        let line = line.trim_end_matches('\0');
+        let line = command_line(&image);
         assert!(
             line.starts_with("console=tty0 console=ttyS0 nr_cpus=1 "),
             "{line}"

@@ -11,6 +11,8 @@
 //! - [`image`]: what is in a window.
 //! - [`Crash`]: the device.
 
+#![allow(clippy::single_range_in_vec_init)] // Ranges of addresses are meant as such.
+
 mod abi;
 mod device;
 pub mod elfcore;
@@ -18,5 +20,5 @@ mod error;
 pub mod image;
 pub mod machine;
 
-pub use device::{Crash, DEVICE, Info, Load, Status};
+pub use device::{Crash, DEVICE, Info, LOW_GRAIN, Load, Status};
 pub use error::{Error, Refusal, Result};

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::image::without;
 
 /// A range of physical addresses, and what is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +28,21 @@ pub struct Mapped {
     pub phys: u64,
     /// Number of bytes.
     pub length: u64,
+}
+
+impl Mapped {
+    /// Returns what is left without ranges of physical addresses, which are in ascending order.
+    pub fn without(&self, others: &[Range<u64>]) -> Vec<Self> {
+        let whole = self.phys..self.phys.saturating_add(self.length);
+        without(&whole, others)
+            .into_iter()
+            .map(|range| Self {
+                virt: self.virt.wrapping_add(range.start - self.phys),
+                phys: range.start,
+                length: range.end - range.start,
+            })
+            .collect()
+    }
 }
 
 /// A note in memory.

@@ -4,13 +4,14 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{self, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Subcommand, ValueEnum};
 use p2m_crash::image::{Image, Recipe};
 use p2m_crash::machine::Machine;
-use p2m_crash::{Crash, Load};
+use p2m_crash::{Crash, LOW_GRAIN, Load};
+use serde::{Deserialize, Serialize};
 
 use crate::args::{Args, parse_size};
 use crate::format::{Bytes, json, section};
@@ -22,13 +23,16 @@ pub(crate) enum CrashCommand {
     /// Its memory is a window that begins far above the memory of the machine. Images and tables have
     /// frames from now on; the rest gets those that are free when the kernel panics.
     Load(CrashLoad),
+    /// Load again, as the last time, if memory or processors were added or removed since. What was
+    /// loaded stays until then.
+    Refresh,
     /// Show what is loaded, and how much memory it would get if the kernel panicked now.
     Status,
     /// Unload what is loaded.
     Unload,
 }
 
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 pub(crate) struct CrashLoad {
     /// The kernel, a bzImage.
     #[arg(long, value_name = "FILE")]
@@ -63,9 +67,14 @@ pub(crate) struct CrashLoad {
     /// what the old kernel had them do ends.
     #[arg(long, value_enum, default_value_t = Iommu::Auto)]
     iommu: Iommu,
+
+    /// Without an IOMMU, have so much memory below 4 GiB for DMA, half of it to bounce through. The
+    /// initramfs has to load p2m_crash_helper before any driver that uses DMA. 0 for none.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "16M")]
+    dma_memory: u64,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, ValueEnum, Serialize, Deserialize)]
 enum Iommu {
     /// If there is one.
     Auto,
@@ -91,16 +100,66 @@ pub(crate) fn crash(args: &Args, command: &CrashCommand, out: &mut impl Write) -
     };
     let crash = Crash::open(device)?;
     match command {
-        CrashCommand::Load(what) => load(args, &crash, what, out),
+        CrashCommand::Load(what) => {
+            load(&crash, what)?;
+            remember(what)?;
+            status(args, &crash, out)
+        }
+        CrashCommand::Refresh => {
+            refresh(&crash)?;
+            status(args, &crash, out)
+        }
         CrashCommand::Status => status(args, &crash, out),
         CrashCommand::Unload => {
             crash.unload()?;
+            // It may be that nothing was remembered.
+            let _ = fs::remove_file(LAST);
             Ok(true)
         }
     }
 }
 
-fn load(args: &Args, crash: &Crash, what: &CrashLoad, out: &mut impl Write) -> Result<bool> {
+/// What was loaded the last time, for [`refresh()`].
+const LAST: &str = "/run/p2m-crash.json";
+
+fn remember(what: &CrashLoad) -> Result<()> {
+    let what = CrashLoad {
+        kernel: path::absolute(&what.kernel)?,
+        initrd: path::absolute(&what.initrd)?,
+        ..what.clone()
+    };
+    // Whoever reads it finds all of it.
+    let new = format!("{LAST}.new");
+    fs::write(&new, serde_json::to_vec(&what)?).context(new.clone())?;
+    fs::rename(&new, LAST).context(LAST)
+}
+
+fn refresh(crash: &Crash) -> Result<()> {
+    let now = crash.status()?;
+    if !now.loaded || !now.stale {
+        return Ok(());
+    }
+    let last = fs::read(LAST).context(LAST)?;
+    load(crash, &serde_json::from_slice(&last).context(LAST)?)
+}
+
+fn load(crash: &Crash, what: &CrashLoad) -> Result<()> {
+    // Memory comes in many pieces, one after the other.
+    const MOST_TRIES: u32 = 100;
+
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match try_load(crash, what) {
+            Err(error)
+                if tries < MOST_TRIES
+                    && error.downcast_ref().is_some_and(p2m_crash::Error::is_stale) => {}
+            result => return result,
+        }
+    }
+}
+
+fn try_load(crash: &Crash, what: &CrashLoad) -> Result<()> {
     let info = crash.info()?;
     let iommu = match what.iommu {
         Iommu::Auto => info.nr_iommus > 0,
@@ -109,12 +168,17 @@ fn load(args: &Args, crash: &Crash, what: &CrashLoad, out: &mut impl Write) -> R
         Iommu::Off => false,
     };
     let machine = Machine::running()?;
+    let low = match what.dma_memory.next_multiple_of(LOW_GRAIN) {
+        bytes if bytes > 0 && !iommu => crash.take_low(bytes)?,
+        _ => Vec::new(),
+    };
     let recipe = Recipe {
         kernel: what.kernel.clone(),
         initrd: what.initrd.clone(),
         append: what.append.clone(),
         memory: what.memory.next_multiple_of(4096),
         iommu,
+        low,
     };
     let image = Image::new(&recipe, &machine, &info)?;
     let hold = what.hold.unwrap_or(0);
@@ -128,10 +192,11 @@ fn load(args: &Args, crash: &Crash, what: &CrashLoad, out: &mut impl Write) -> R
         },
         hold_all: hold == u64::MAX,
         iommu,
+        low: !recipe.low.is_empty(),
+        generation: info.generation,
     };
     fs::write(POST_NOTIFIERS, "Y").context(POST_NOTIFIERS)?;
-    crash.load(&image, how)?;
-    status(args, crash, out)
+    Ok(crash.load(&image, how)?)
 }
 
 fn status(args: &Args, crash: &Crash, out: &mut impl Write) -> Result<bool> {
@@ -159,12 +224,20 @@ fn status(args: &Args, crash: &Crash, out: &mut impl Write) -> Result<bool> {
                 Bytes(status.held),
                 Bytes(status.tables)
             ),
-            match status.iommu {
-                true => "devices reach it by the IOMMU".to_owned(),
-                false => "no IOMMU: devices reach its memory only by low bounce buffers".to_owned(),
+            match (status.iommu, status.low) {
+                (true, _) => "devices reach it by the IOMMU".to_owned(),
+                (false, 0) => "devices don't reach it".to_owned(),
+                (false, low) => format!(
+                    "devices reach {} below 4 GiB, and it bounces through these",
+                    Bytes(low)
+                ),
             },
         ],
     )?;
+    if status.stale {
+        let line = "memory or processors were added or removed since: p2m crash refresh";
+        section(out, "stale", [line])?;
+    }
     let verdict = match enough {
         true => "enough",
         false => "TOO LITTLE",
@@ -179,5 +252,5 @@ fn status(args: &Args, crash: &Crash, out: &mut impl Write) -> Result<bool> {
             Bytes(status.min_memory.saturating_sub(status.held))
         )],
     )?;
-    Ok(enough)
+    Ok(enough && !status.stale)
 }
