@@ -19,6 +19,8 @@ p2m: a pseudo-physical to machine mapping, as a kernel module in Rust
   make test-crash have guests panic with a crash kernel loaded
   make fuzz       a long run of the fuzzer of system calls: FUZZ='--ops N --seed N',
                   or FUZZ='--replay build/fuzz.list' for the last list of calls
+  make fuzz-pure  a long run of the fuzzers of what needs no kernel:
+                  FUZZ_PURE='--minutes N [TARGET]...'
   make soak       all operations at once for an hour, under pressure and kills:
                   SOAK='--minutes N'
   make bench      measure it side by side with what people use today
@@ -55,6 +57,11 @@ fuzz: module selftests
 	@qemu/guest --log fuzz --timeout 86400 -- qemu/with-module \
 		build/selftests/fuzz --record build/fuzz.list $(FUZZ)
 
+# Each target in turn.
+FUZZ_PURE ?= --minutes 30
+fuzz-pure:
+	@qemu/enter qemu/fuzz-pure $(FUZZ_PURE)
+
 SOAK ?= --minutes 60
 soak: module selftests
 	@qemu/guest --log soak --monitor --smp 4 --memory 2G,slots=2,maxmem=4G --timeout 86400 -- \
@@ -85,5 +92,5 @@ clean:
 update:
 	@qemu/update
 
-.PHONY: help run test test-crash test-debug fuzz soak bench bench-crash check shell module tools selftests clean update
+.PHONY: help run test test-crash test-debug fuzz fuzz-pure soak bench bench-crash check shell module tools selftests clean update
 endif

@@ -186,7 +186,8 @@ impl<F: Source> Kernel<F> {
             .map_err(|_| Error::Damaged("the program headers are not there"))?;
         let mut parts: Vec<Part> = headers
             .iter()
-            .filter(|header| header.p_type(endian) == elf::PT_LOAD && header.p_memsz(endian) > 0)
+            .filter(|header| header.p_type(endian) == elf::PT_LOAD)
+            .filter(|header| header.p_memsz(endian) > 0 || header.p_filesz(endian) > 0)
             .map(|header| Part {
                 offset: header.p_offset(endian),
                 bytes: header.p_filesz(endian),

@@ -498,6 +498,13 @@ fn a_bad_vmlinux_is_refused_and_told_why() {
                 put(image, 64 + 40, &4999u64.to_le_bytes());
             },
         ),
+        // Who loads it would overwrite what is there.
+        (
+            "the kernel is damaged: a segment is larger in the file than in memory",
+            |image| {
+                put(image, 120 + 40, &0u64.to_le_bytes());
+            },
+        ),
         ("the kernel is damaged: segments overlap", |image| {
             put(image, 64 + 40, &0x4001u64.to_le_bytes());
         }),
