@@ -326,6 +326,10 @@ static const struct command commands[] = {
 	  { HEAD(exchange, 0), F(exchange, a_pfn, T_PFN, 0),
 	    F(exchange, b_pfn, T_PFN, 0), F(exchange, nr_pages, T_PAGES, 0) },
 	  { ENOENT, ENOSPC, EADDRNOTAVAIL } },
+	{ COMMAND(collapse, P2M_COLLAPSE, 4),
+	  { HEAD(collapse, 0), F(collapse, start_pfn, T_PFN, 0),
+	    F(collapse, nr_pages, T_PAGES, 0) },
+	  { ENOENT, EADDRNOTAVAIL } },
 	{ COMMAND(audit, P2M_AUDIT, 3), { HEAD(audit, 0) }, {} },
 	{ COMMAND(guard_check, P2M_GUARD_CHECK, 3),
 	  { HEAD(guard_check, 1), F(guard_check, start_pfn, T_PFN, 0),
@@ -509,7 +513,7 @@ static __u64 some_value(__u64 *rng, const struct command *command,
 	case T_SEED:
 		return one_in(rng, 2) ? 0 : below(rng, 8);
 	case T_POLICY:
-		return below(rng, 3);
+		return below(rng, 4);
 	case T_ARRAY:
 		return one_in(rng, 8) ? 0 : some_pointer(rng);
 	case T_NR:
@@ -644,6 +648,11 @@ static void make_start(__u64 *rng, struct op *op, int nr)
 			.nr_pages = REGION_PAGES - below(rng, 2),
 			.base_pfn = nr / NR_DOMAINS * REGION_SPACING,
 		};
+		/* As large as a superpage, which it may have or become. */
+		if (nr >= 2 * NR_DOMAINS && one_in(rng, 2)) {
+			create->nr_pages = REGION_SPACING;
+			create->policy = below(rng, 4);
+		}
 		if (one_in(rng, 4))
 			create->flags |= P2M_REGION_ON_DEMAND;
 		else if (one_in(rng, 4))
