@@ -45,6 +45,10 @@ use crate::{
             Pick,
             Selector, //
         },
+        search::{
+            Places,
+            Search, //
+        },
         table::Table, //
     }, //
 };
@@ -133,6 +137,9 @@ impl Drop for Charge {
 /// How many runs of a node are looked at for one below a limit.
 const NODE_TRIES: u32 = 64;
 
+/// How often it's tried to have a place cleared: pages may be in use for a moment only.
+const PLACE_TRIES: u32 = 2;
+
 /// The page allocator as a source of frames.
 ///
 /// A frame that it gave is in use until it's freed, with a reference count of its own. There is a
@@ -155,6 +162,10 @@ const GFP_BLOCK: bindings::gfp_t = GFP_FRAME
 /// For single frames: reclaim what can be reclaimed, but don't have anybody killed for it.
 const GFP_SINGLE: bindings::gfp_t = GFP_FRAME | 1 << bindings::___GFP_RETRY_MAYFAIL_BIT;
 
+/// For frames at a certain place. The allocator can't charge these to the memory cgroup, and refuses to
+/// be asked.
+const GFP_PLACE: bindings::gfp_t = GFP_SINGLE & !(1 << bindings::___GFP_ACCOUNT_BIT);
+
 /// For superpages that were asked for: reclaim and compact, but don't have anybody killed for it.
 const GFP_SUPERPAGE: bindings::gfp_t = GFP_SINGLE;
 
@@ -166,6 +177,16 @@ const SUPERPAGE_ORDER: u32 = SUPERPAGE_PAGES.ilog2();
 
 /// One page of so many is left to others.
 const OTHERS_SHARE: u64 = 32;
+
+/// Of what the allocator gives without its being as asked, one page of so many is set aside.
+const ASIDE_SHARE: u64 = 64;
+
+/// The first frame above the zone for devices of old. What a zone promises is in
+/// Documentation/mm/physical_memory.rst.
+const DMA_END: u64 = 1 << (24 - PAGE_SHIFT);
+
+/// The first frame above the zone for devices with addresses of 32 bits.
+const DMA32_END: u64 = 1 << (32 - PAGE_SHIFT);
 
 impl Source {
     /// Returns the first frame of a superpage, from a zone and a node.
@@ -278,8 +299,7 @@ impl Source {
             }
             return Some(first);
         }
-        // The allocator can't charge such a run to the memory cgroup, and refuses to be asked.
-        let mut gfp = (GFP_SINGLE | zone) & !(1 << bindings::___GFP_ACCOUNT_BIT);
+        let mut gfp = GFP_PLACE | zone;
         if node.is_some() {
             gfp |= 1 << bindings::___GFP_THISNODE_BIT;
         }
@@ -517,6 +537,17 @@ impl Excluded {
         (self.besides.0 < end && start < self.besides.1) || self.ranges().has_any(start, end)
     }
 
+    /// Returns the lowest frame from which on to before `end` none is excluded: `start`, a frame behind
+    /// it, or `end`.
+    fn open_from(&self, start: u64, end: u64) -> u64 {
+        let open = self.ranges().open_from(start, end);
+        let (first, stop) = self.besides;
+        match first < end {
+            true => open.max(stop.min(end)),
+            false => open,
+        }
+    }
+
     /// Returns the set with a range more.
     pub(crate) fn with(&self, start: u64, end: u64) -> Result<Self> {
         self.changed(|old, ranges| old.with(start, end, ranges))
@@ -549,7 +580,72 @@ impl Excluded {
     }
 }
 
+/// The machine, as far as a domain may have its frames, wherever they are.
+struct Machine<'a> {
+    exclusions: &'a Excluded,
+    node: Option<c_int>,
+    /// Frames are taken as superpages.
+    is_compound: bool,
+}
+
+impl Places for Machine<'_> {
+    fn open_from(&self, start: u64, end: u64) -> u64 {
+        let open = self.exclusions.open_from(start, end);
+        let node = self.node.unwrap_or(bindings::NUMA_NO_NODE);
+        // SAFETY: It has no requirements.
+        unsafe { ffi::p2m_open_from(open as c_ulong, end as c_ulong, node) as u64 }
+    }
+
+    fn take(&mut self, start: u64, end: u64) -> bool {
+        // It's there after the others were moved, too, but not what they were moved to.
+        if !Source::has_room_for(end - start) {
+            return false;
+        }
+        if self.is_compound {
+            // SAFETY: There are pages, all of one zone, as `open_from()` has found. A memory block that
+            // goes offline meanwhile is isolated by then, which is found out.
+            let take = || unsafe { ffi::p2m_alloc_superpage_at(GFP_PLACE, start as c_ulong) };
+            return (0..PLACE_TRIES).any(|_| !take().is_null());
+        }
+        let take = |start: u64, end: u64| {
+            let (start, end) = (start as c_ulong, end as c_ulong);
+            // SAFETY: As above. The flags say that it isn't of what is set apart for devices.
+            unsafe { bindings::alloc_contig_range_noprof(start, end, 0, GFP_PLACE) == 0 }
+        };
+        if take(start, end) {
+            return true;
+        }
+        // A huge page that reaches into it can be moved only if it's asked for all of it.
+        let first = start - start % SUPERPAGE_PAGES;
+        let last = end.next_multiple_of(SUPERPAGE_PAGES);
+        let is_open = self.open_from(first, last) == first;
+        if !(is_open && (0..PLACE_TRIES).any(|_| take(first, last))) {
+            return false;
+        }
+        for number in first..last {
+            let mfn = Mfn::new(number).filter(|_| number < start || end <= number);
+            if let Some(mfn) = mfn {
+                Source.free(mfn);
+            }
+        }
+        true
+    }
+
+    fn is_interrupted(&self) -> bool {
+        Source.is_interrupted()
+    }
+}
+
+/// Makes a search for frames of a range, in the lowest zone last.
+fn search((start, end): (u64, u64)) -> Search {
+    let end = end.min(max_mfn());
+    Search::new([(start.max(DMA_END), end), (start, end.min(DMA_END))])
+}
+
 /// The page allocator, with what is asked of frames, and without what a domain keeps out of.
+///
+/// What the allocator gives depends on chance. If too much of it isn't as asked, the machine is
+/// searched instead, and frames are taken where they are.
 pub(crate) struct Filtered {
     injection: Arc<Injection>,
     origin: Origin,
@@ -557,6 +653,10 @@ pub(crate) struct Filtered {
     /// Blocks that were refused, by their order. They are kept until the end, as they would come
     /// again at once.
     refused: KVVec<(Mfn, u32)>,
+    /// How many frames are in them.
+    nr_refused: u64,
+    /// How far the machine was searched, if it is.
+    search: Option<Search>,
     /// The block that frames are picked from, and the order of the next one.
     block: Option<Selector>,
     order: u32,
@@ -572,6 +672,8 @@ impl Filtered {
             origin,
             exclusions,
             refused: KVVec::new(),
+            nr_refused: 0,
+            search: None,
             block: None,
             order: Source::MAX_ORDER,
             guards: KVVec::new(),
@@ -608,13 +710,31 @@ impl Filtered {
         }
     }
 
-    /// Returns the first of `nr` frames that follow each other, all of which are below `limit`.
-    pub(crate) fn alloc_run_below(&mut self, nr: usize, limit: u64) -> Option<Mfn> {
+    /// Returns the first of `nr` frames that follow each other, all of which are below `limit`. It is a
+    /// multiple of `align`, which is `nr` or 1.
+    pub(crate) fn alloc_run_below(&mut self, nr: usize, limit: u64, align: u64) -> Option<Mfn> {
         let (start, end) = self.origin.constraint.range;
-        let end = end.min(limit);
+        let range = (start, end.min(limit));
         if self.injection.should_fail() {
             return None;
         }
+        if let Some(first) = self.alloc_run_in(nr, range) {
+            return Some(first);
+        }
+        // What was found there isn't charged to a memory cgroup. So it's for those who may ask for a
+        // place, and for those to whom nobody would charge it anyway.
+        let is_place = start > 0 || range.1 < max_mfn();
+        let is_charged = nr <= 1 << Source::MAX_ORDER && self.origin.node.is_none();
+        if is_charged && !is_place {
+            return None;
+        }
+        let mut search = self.begin_search(range)?;
+        search.next_run(&mut self.machine(false), nr as u64, align)
+    }
+
+    /// Returns the first of `nr` frames that follow each other, all of which are in a range, if the
+    /// allocator gives such a one.
+    fn alloc_run_in(&mut self, nr: usize, (start, end): (u64, u64)) -> Option<Mfn> {
         let mut nr_tries = 0;
         loop {
             let first = Source.alloc_run_in(nr, zone_below(end), self.origin.node)?;
@@ -644,15 +764,36 @@ impl Filtered {
     /// Returns the first frame of a superpage that is as asked. With `is_needed`, others' pages are
     /// moved or written out for it.
     pub(crate) fn alloc_superpage(&mut self, is_needed: bool) -> Option<Mfn> {
-        let (start, end) = self.origin.constraint.range;
+        let range = self.origin.constraint.range;
         // Nobody is driven out for what may be refused.
-        let gfp = match is_needed && (start, end) == Constraint::NONE.range {
+        let gfp = match is_needed && range == Constraint::NONE.range {
             true => GFP_SUPERPAGE,
             false => GFP_SUPERPAGE_LIGHT,
         };
         if self.injection.should_fail() {
             return None;
         }
+        if self.search.is_none() {
+            if let Some(first) = self.alloc_superpage_in(gfp) {
+                return Some(first);
+            }
+        }
+        // As in `alloc_run_below()`.
+        if !is_needed || range == Constraint::NONE.range {
+            return None;
+        }
+        let mut search = match self.search {
+            Some(search) => search,
+            None => self.begin_search(range)?,
+        };
+        let found = search.next_run(&mut self.machine(true), SUPERPAGE_PAGES, SUPERPAGE_PAGES);
+        self.search = Some(search);
+        found
+    }
+
+    /// Returns the first frame of a superpage that is as asked, if the allocator gives such a one.
+    fn alloc_superpage_in(&mut self, gfp: bindings::gfp_t) -> Option<Mfn> {
+        let (start, end) = self.origin.constraint.range;
         loop {
             let first = Source.alloc_superpage_in(gfp, zone_below(end), self.origin.node)?;
             // OVERFLOW: An MFN is below `Mfn::LIMIT`, and so is the end of a block.
@@ -662,6 +803,29 @@ impl Filtered {
             }
             self.refuse(first, SUPERPAGE_ORDER)?;
         }
+    }
+
+    /// Returns the machine, for a search.
+    fn machine(&self, is_compound: bool) -> Machine<'_> {
+        Machine {
+            exclusions: &self.exclusions,
+            node: self.origin.node,
+            is_compound,
+        }
+    }
+
+    /// Begins to search the machine for frames of a range, unless the caller was told to stop. What
+    /// was kept until now is what others can be moved to.
+    fn begin_search(&mut self, range: (u64, u64)) -> Option<Search> {
+        self.give_back_refused();
+        (!self.is_interrupted()).then(|| search(range))
+    }
+
+    fn give_back_refused(&mut self) {
+        for (first, order) in self.refused.drain_all() {
+            free_block(first, order);
+        }
+        self.nr_refused = 0;
     }
 
     /// Returns a block that has no frame which is kept out of.
@@ -689,8 +853,15 @@ impl Filtered {
             free_block(first, order);
             return None;
         }
+        // OVERFLOW: They aren't more than the machine has.
+        self.nr_refused += 1 << order;
         // What is kept is missed elsewhere.
-        (Source::has_room_for(max_total() / 8) && !self.is_interrupted()).then_some(())
+        // SAFETY: It has no requirements.
+        let total = unsafe { ffi::p2m_totalram_pages() as u64 };
+        (self.nr_refused <= total / ASIDE_SHARE
+            && Source::has_room_for(max_total() / 8)
+            && !self.is_interrupted())
+        .then_some(())
     }
 
     /// Returns a frame that is as asked.
@@ -711,23 +882,54 @@ impl Filtered {
                         return None;
                     }
                 }
-                Some(Pick::Refused(mfn)) => self.refuse(mfn, 0)?,
-                None => {
-                    let order = self.order;
-                    match self.alloc_block(order) {
-                        Some(first) => {
-                            let (start, end) = self.origin.constraint.range;
-                            // OVERFLOW: An MFN is below `Mfn::LIMIT`, and so is the end of a block.
-                            if first.get() < end && start < first.get() + (1 << order) {
-                                let constraint = self.origin.constraint;
-                                self.block = Some(Selector::new(constraint, first, 1 << order));
-                            } else {
-                                self.refuse(first, order)?;
-                            }
-                        }
-                        None => self.order = order.checked_sub(1)?,
+                // It doesn't come again, as no place is searched twice.
+                Some(Pick::Refused(mfn)) if self.search.is_some() => Source.free(mfn),
+                Some(Pick::Refused(mfn)) => {
+                    if self.refuse(mfn, 0).is_none() {
+                        self.search = Some(self.begin_search(self.origin.constraint.range)?);
                     }
                 }
+                None => {
+                    let (first, nr) = self.next_block()?;
+                    self.block = Some(Selector::new(self.origin.constraint, first, nr));
+                }
+            }
+        }
+    }
+
+    /// Returns a block that may have frames which are as asked, and how many it has.
+    fn next_block(&mut self) -> Option<(Mfn, u64)> {
+        let constraint = self.origin.constraint;
+        let mut search = match self.search {
+            Some(search) => search,
+            None => {
+                if let Some(block) = self.alloc_block_in_range() {
+                    return Some(block);
+                }
+                self.begin_search(constraint.range)?
+            }
+        };
+        let found = match self.injection.should_fail() {
+            true => None,
+            false => search.next_block(&mut self.machine(false), &constraint),
+        };
+        self.search = Some(search);
+        found
+    }
+
+    /// Returns a block of which a part is in the range that was asked for, and how many frames it has,
+    /// if the allocator gives such a one.
+    fn alloc_block_in_range(&mut self) -> Option<(Mfn, u64)> {
+        let (start, end) = self.origin.constraint.range;
+        loop {
+            let order = self.order;
+            match self.alloc_block(order) {
+                // OVERFLOW: An MFN is below `Mfn::LIMIT`, and so is the end of a block.
+                Some(first) if first.get() < end && start < first.get() + (1 << order) => {
+                    return Some((first, 1 << order));
+                }
+                Some(first) => self.refuse(first, order)?,
+                None => self.order = order.checked_sub(1)?,
             }
         }
     }
@@ -735,9 +937,6 @@ impl Filtered {
 
 /// Returns the flag of the zone that has no frames above a limit, if that is of use.
 fn zone_below(limit: u64) -> bindings::gfp_t {
-    // What a zone promises (Documentation/mm/physical_memory.rst).
-    const DMA_END: u64 = 1 << (24 - PAGE_SHIFT);
-    const DMA32_END: u64 = 1 << (32 - PAGE_SHIFT);
     match limit {
         ..=DMA_END => 1 << bindings::___GFP_DMA_BIT,
         ..=DMA32_END if DMA32_END < max_mfn() => 1 << bindings::___GFP_DMA32_BIT,
@@ -760,7 +959,7 @@ impl FrameSource for Filtered {
     }
 
     fn alloc_run(&mut self, nr: usize) -> Option<Mfn> {
-        self.alloc_run_below(nr, u64::MAX)
+        self.alloc_run_below(nr, u64::MAX, 1)
     }
 
     fn free(&mut self, mfn: Mfn) {
@@ -785,9 +984,7 @@ fn free_block(first: Mfn, order: u32) {
 
 impl Drop for Filtered {
     fn drop(&mut self) {
-        for &(first, order) in &self.refused {
-            free_block(first, order);
-        }
+        self.give_back_refused();
         for &mfn in &self.guards {
             Source.free(mfn);
         }

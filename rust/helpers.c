@@ -6,8 +6,10 @@
 #include <linux/capability.h>
 #include <linux/fs.h>
 #include <linux/ioport.h>
+#include <linux/memory_hotplug.h>
 #include <linux/mm.h>
 #include <linux/mmzone.h>
+#include <linux/page_ref.h>
 #include <linux/pagemap.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
@@ -61,7 +63,61 @@ bool p2m_is_compound(const struct page *page)
 	return PageCompound(page);
 }
 
+/*
+ * Whether a page can't be had from whoever has it: roughly what page_is_unmovable()
+ * says, which isn't exported. It's read without a lock, so this is only a hint.
+ */
+static bool is_in_the_way(const struct page *page)
+{
+	if (PageReserved(page) || PageHWPoison(page))
+		return true;
+	if (PageCompound(page))
+		return !PageHuge(page) && !PageLRU(page);
+	return page_ref_count(page) && !PageLRU(page) &&
+	       !page_has_movable_ops(page);
+}
+
+/*
+ * The lowest frame from which on to before @end all are of one zone that kernel
+ * memory may be in, and of @nid if that isn't NUMA_NO_NODE, and nothing is in the
+ * way.
+ */
+unsigned long p2m_open_from(unsigned long start, unsigned long end, int nid)
+{
+	const struct zone *zone = NULL;
+	unsigned long pfn;
+
+	for (pfn = end; pfn > start; pfn--) {
+		struct page *page = pfn_to_online_page(pfn - 1);
+
+		if (!page || page_zonenum(page) > gfp_zone(GFP_KERNEL))
+			break;
+		if (zone && page_zone(page) != zone)
+			break;
+		zone = page_zone(page);
+		if (nid != NUMA_NO_NODE && page_to_nid(page) != nid)
+			break;
+		if (is_in_the_way(page))
+			break;
+	}
+	return pfn;
+}
+
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE
+/* As p2m_alloc_superpage(), at a certain place. */
+struct page *p2m_alloc_superpage_at(gfp_t gfp, unsigned long pfn)
+{
+	struct page *page = pfn_to_page(pfn);
+
+	if (alloc_contig_frozen_range(pfn, pfn + HPAGE_PMD_NR, ACR_FLAGS_NONE,
+				      gfp | __GFP_COMP))
+		return NULL;
+	/* As the allocator does for folios. */
+	set_page_count(page, 1);
+	folio_set_large_rmappable(page_folio(page));
+	return page;
+}
+
 /*
  * A folio that user page tables can map by one entry. No more than one node is
  * asked if @nid is not NUMA_NO_NODE.
@@ -91,6 +147,11 @@ vm_fault_t p2m_insert_superpage(struct vm_fault *vmf, struct page *page)
 	return vmf_insert_folio_pmd(vmf, folio, false);
 }
 #else
+struct page *p2m_alloc_superpage_at(gfp_t gfp, unsigned long pfn)
+{
+	return NULL;
+}
+
 struct page *p2m_alloc_superpage(gfp_t gfp, int nid)
 {
 	return NULL;

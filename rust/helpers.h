@@ -24,6 +24,8 @@ int p2m_page_mapcount(struct page *page);
 void p2m_get_page(struct page *page);
 void p2m_put_page(struct page *page);
 bool p2m_is_compound(const struct page *page);
+unsigned long p2m_open_from(unsigned long start, unsigned long end, int nid);
+struct page *p2m_alloc_superpage_at(gfp_t gfp, unsigned long pfn);
 struct page *p2m_alloc_superpage(gfp_t gfp, int nid);
 vm_fault_t p2m_insert_superpage(struct vm_fault *vmf, struct page *page);
 bool p2m_fault_is_unmapped(const struct vm_fault *vmf);

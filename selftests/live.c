@@ -2945,6 +2945,203 @@ TEST_F(domain, constraints_that_name_frames_need_the_right_to)
 	ASSERT_EQ(0, close(fd));
 }
 
+/* Pages of a huge page, and its size. */
+#define NR_HUGE 512ULL
+#define HUGE_LEN (NR_HUGE * P2M_PAGE_SIZE)
+
+/* Anonymous memory in one huge page, filled: memory that is in use, but can be moved. */
+struct huge {
+	char *map;
+	char *mem;
+	__u64 mfn;
+};
+
+static bool huge_take(struct huge *huge)
+{
+	int pagemap = pagemap_open();
+	__u64 i;
+
+	huge->map = mmap(NULL, 2 * HUGE_LEN, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (huge->map == MAP_FAILED || pagemap < 0)
+		return false;
+	huge->mem = huge->map + (-(uintptr_t)huge->map & (HUGE_LEN - 1));
+	if (madvise(huge->mem, HUGE_LEN, MADV_HUGEPAGE))
+		return false;
+	fill_all(huge->mem, NR_HUGE);
+	huge->mfn = pagemap_mfn(pagemap, huge->mem);
+	for (i = 1; i < NR_HUGE; i++)
+		if (pagemap_mfn(pagemap, page_at(huge->mem, i)) != huge->mfn + i)
+			break;
+	close(pagemap);
+	return i == NR_HUGE && huge->mfn % NR_HUGE == 0;
+}
+
+/* The memory is as it was, but somewhere else. */
+static void expect_moved(struct __test_metadata *_metadata,
+			 const struct huge *huge, bool is_all_moved)
+{
+	int pagemap = pagemap_open();
+	__u64 i, mfn;
+
+	ASSERT_LE(0, pagemap);
+	EXPECT_EQ(NR_HUGE, first_mismatch(huge->mem, NR_HUGE));
+	for (i = 0; i < NR_HUGE && is_all_moved; i++) {
+		mfn = pagemap_mfn(pagemap, page_at(huge->mem, i));
+		ASSERT_TRUE(mfn < huge->mfn || mfn >= huge->mfn + NR_HUGE);
+	}
+	close(pagemap);
+}
+
+/*
+ * Frames that somebody has who can be moved out of the way: whatever the allocator
+ * gives, they are had, all that were asked for.
+ */
+TEST_F(domain, frames_of_a_place_are_had_from_who_can_be_moved)
+{
+	static const struct p2m_region_create regions[] = {
+		{ .policy = P2M_POLICY_ANY, .nr_pages = NR_HUGE },
+		{ .policy = P2M_POLICY_SCATTER, .nr_pages = NR_HUGE },
+		{ .policy = P2M_POLICY_CONTIGUOUS, .nr_pages = NR_HUGE },
+		{ .policy = P2M_POLICY_SUPERPAGE, .nr_pages = NR_HUGE },
+		/* A part of it, not aligned. */
+		{ .policy = P2M_POLICY_CONTIGUOUS, .nr_pages = NR_HUGE - 7 },
+		{ .policy = P2M_POLICY_ANY, .flags = P2M_REGION_COLOUR,
+		  .divisor = 8, .colour = 5, .nr_pages = NR_HUGE / 8 },
+		{ .policy = P2M_POLICY_SCATTER, .flags = P2M_REGION_GUARDED,
+		  .nr_pages = NR_HUGE / 4 },
+	};
+	struct p2m_region_create region;
+	struct huge huge;
+	__u64 *entries, i, j;
+	size_t nr;
+	char *mem;
+
+	for (nr = 0; nr < ARRAY_LEN(regions); nr++) {
+		bool is_all;
+
+		region = regions[nr];
+		if (!huge_take(&huge))
+			SKIP(return, "no huge page");
+		region.flags |= P2M_REGION_RANGE;
+		region.start_mfn = huge.mfn;
+		region.end_mfn = huge.mfn + NR_HUGE;
+		if (region.nr_pages % 2)
+			region.start_mfn += 3;
+		ASSERT_EQ(0, _test_cmd_create_by(self->fd, &region))
+			TH_LOG("region %zu: %m", nr);
+		is_all = region.nr_pages == NR_HUGE;
+		expect_moved(_metadata, &huge, is_all);
+		entries = range_to_entries(self->fd, region.base_pfn,
+					   region.nr_pages);
+		ASSERT_NE(NULL, entries);
+		for (i = 0; i < region.nr_pages; i++) {
+			ASSERT_LE(region.start_mfn, entries[i]);
+			ASSERT_GT(region.end_mfn, entries[i]);
+			for (j = 0; j < i; j++)
+				ASSERT_NE(entries[j], entries[i]);
+		}
+		free(entries);
+		mem = map_pages(self->fd, region.base_pfn, region.nr_pages);
+		ASSERT_NE(MAP_FAILED, mem);
+		EXPECT_EQ(region.nr_pages * P2M_PAGE_SIZE,
+			  first_nonzero(mem, region.nr_pages * P2M_PAGE_SIZE));
+		expect_sound(_metadata, self->fd);
+		/* There is no more of it, for anybody. */
+		if (is_all) {
+			struct p2m_region_create more = region;
+
+			more.nr_pages = 1;
+			more.base_pfn = 0;
+			more.policy = P2M_POLICY_ANY;
+			test_err_create_by(EADDRNOTAVAIL, self->fd, &more);
+		}
+		munmap(mem, region.nr_pages * P2M_PAGE_SIZE);
+		test_cmd_region_destroy(self->fd, region.base_pfn);
+		munmap(huge.map, 2 * HUGE_LEN);
+	}
+}
+
+/* How many huge pages are looked at for two that follow each other. */
+#define NR_HUGE_TRIED 32
+
+/* A range that has room for a run only where somebody else is. */
+TEST_F(domain, contiguous_pages_are_had_from_who_can_be_moved)
+{
+	struct p2m_region_create region = {
+		.flags = P2M_REGION_RANGE,
+		.nr_pages = NR_HUGE,
+	};
+	struct huge huge[NR_HUGE_TRIED];
+	__u64 i, *entries;
+	char *mem;
+	size_t a, b;
+
+	for (a = 0; a < NR_HUGE_TRIED; a++)
+		if (!huge_take(&huge[a]))
+			SKIP(return, "no huge page");
+	for (i = 0; i < NR_HUGE_TRIED * NR_HUGE_TRIED; i++) {
+		a = i / NR_HUGE_TRIED;
+		b = i % NR_HUGE_TRIED;
+		if (huge[b].mfn == huge[a].mfn + NR_HUGE)
+			break;
+	}
+	if (i == NR_HUGE_TRIED * NR_HUGE_TRIED)
+		SKIP(return, "no huge pages that follow each other");
+	region.start_mfn = huge[a].mfn;
+	region.end_mfn = huge[b].mfn + NR_HUGE;
+	test_cmd_create_by(self->fd, &region);
+	mem = map_pages(self->fd, region.base_pfn, NR_HUGE);
+	ASSERT_NE(MAP_FAILED, mem);
+	fill_all(mem, NR_HUGE);
+	/* It has one half, and gets the other one. */
+	EXPECT_EQ(region.start_mfn, pfn_to_entry(self->fd, region.base_pfn));
+	test_cmd_contiguous(self->fd, region.base_pfn, 9, 0);
+	entries = range_to_entries(self->fd, region.base_pfn, NR_HUGE);
+	ASSERT_NE(NULL, entries);
+	for (i = 0; i < NR_HUGE; i++)
+		ASSERT_EQ(huge[b].mfn + i, entries[i]);
+	free(entries);
+	EXPECT_EQ(NR_HUGE, first_mismatch(mem, NR_HUGE));
+	for (i = 0; i < NR_HUGE_TRIED; i++) {
+		EXPECT_EQ(NR_HUGE, first_mismatch(huge[i].mem, NR_HUGE));
+		munmap(huge[i].map, 2 * HUGE_LEN);
+	}
+	expect_sound(_metadata, self->fd);
+	munmap(mem, HUGE_LEN);
+	test_cmd_region_destroy(self->fd, region.base_pfn);
+}
+
+/* What nobody may move, isn't had; and it's as it was. */
+TEST_F(domain, frames_of_a_place_are_not_had_from_who_cannot_be_moved)
+{
+	struct p2m_region_create region = {
+		.flags = P2M_REGION_RANGE,
+	};
+	int other = p2m_open();
+	__u64 base, mfn, i;
+	char *mem;
+
+	ASSERT_LE(0, other);
+	test_cmd_region_create(other, P2M_POLICY_SUPERPAGE, NR_HUGE, 0, &base);
+	mfn = pfn_to_entry(other, base);
+	mem = map_pages(other, base, NR_HUGE);
+	ASSERT_NE(MAP_FAILED, mem);
+	fill_all(mem, NR_HUGE);
+	region.start_mfn = mfn;
+	region.end_mfn = mfn + NR_HUGE;
+	for (i = 1; i <= NR_HUGE; i *= 8) {
+		region.nr_pages = i;
+		test_err_create_by(EADDRNOTAVAIL, self->fd, &region);
+		EXPECT_EQ(0, nr_frames(self->fd));
+	}
+	EXPECT_EQ(mfn, pfn_to_entry(other, base));
+	EXPECT_EQ(NR_HUGE, first_mismatch(mem, NR_HUGE));
+	expect_sound(_metadata, other);
+	munmap(mem, NR_HUGE * P2M_PAGE_SIZE);
+	EXPECT_EQ(0, close(other));
+}
+
 TEST_F_TIMEOUT(domain, impossible_constraint_leaves_nothing_behind, 90)
 {
 	const __u64 beyond = max_mfn(self->fd) + (1 << 20);

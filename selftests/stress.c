@@ -216,6 +216,28 @@ static __u64 free_blocks(unsigned int order)
 	return sum;
 }
 
+/* 1 GiB. */
+#define NR_GIANT 262144ULL
+
+/* The second one isn't where a multiple of 1 GiB is, as there's one at most. */
+TEST_F_TIMEOUT(stress, a_second_run_of_1_gib_is_had, 300)
+{
+	struct p2m_run run;
+	__u64 base, i;
+	__u32 nr_runs;
+
+	/* All of what is below 4 GiB in such a machine. */
+	if (meminfo_kib("MemAvailable") < 2600 * 1024)
+		SKIP(return, "there's too little memory");
+	for (i = 0; i < 2; i++) {
+		test_cmd_region_create(self->fd, P2M_POLICY_CONTIGUOUS,
+				       NR_GIANT, 0, &base);
+		test_cmd_runs(self->fd, base, NR_GIANT, &run, 1, &nr_runs, NULL);
+		EXPECT_EQ(NR_GIANT, run.nr_pages);
+		TH_LOG("MFN 0x%llx", run.entry);
+	}
+}
+
 #define ORDER 4
 /* One in so many frames stays taken. */
 #define STEP (1ULL << ORDER)

@@ -325,6 +325,10 @@ struct p2m_stat {
  *
  * Populates a range of PFNs with zeroed pages. It happens whole or not at all.
  *
+ * Frames of a range, or of a colour, are had if they are free, or if who has them
+ * can be moved: userspace, the page cache, but not the kernel's own memory, nor
+ * another domain.
+ *
  * A region with P2M_REGION_ON_DEMAND is empty at first. A page is taken when it
  * is touched through a mapping, or by P2M_POPULATE. Limits and RLIMIT_MEMLOCK
  * count the whole region all the same, so that a touch doesn't fail for them. With

@@ -511,7 +511,8 @@ impl Domain {
         let nr_pages = usize::try_from(range.nr_pages()).map_err(|_| nothing(EOVERFLOW))?;
         let origin = self.origin_of(range).map_err(nothing)?;
         let mut source = self.source(&self.state.lock(), origin);
-        let first = source.alloc_run_below(nr_pages, limit).ok_or_else(|| {
+        let run = source.alloc_run_below(nr_pages, limit, range.nr_pages());
+        let first = run.ok_or_else(|| {
             nothing(match Source::has_room_for(range.nr_pages()) {
                 true => EADDRNOTAVAIL,
                 false => ENOMEM,

@@ -16,6 +16,7 @@
 //! - [`runs`]: ranges of PFNs as machine runs.
 //! - [`dma`]: ranges of bytes as segments that a device takes.
 //! - [`policy`]: which machine frames a region gets, and in which order.
+//! - [`search`]: frames at places that the caller names.
 //! - [`pv`]: backends, the hooks between page-table code and page tables.
 //! - [`paging`]: page tables, built and walked through a backend.
 
@@ -27,5 +28,6 @@ pub mod paging;
 pub mod policy;
 pub mod pv;
 pub mod runs;
+pub mod search;
 pub mod sparse;
 pub mod table;

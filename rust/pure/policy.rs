@@ -66,6 +66,24 @@ impl Constraint {
         });
         start <= number && number < end && has_colour
     }
+
+    /// Returns whether one of the frames from `start` to before `end` is as asked, as far as it alone
+    /// can tell.
+    pub fn accepts_any(&self, start: u64, end: u64) -> bool {
+        let start = start.max(self.range.0);
+        let first = match self.colour {
+            None => Some(start),
+            Some((divisor, colour)) => {
+                let (divisor, colour) = (u64::from(divisor), u64::from(colour));
+                // How far it is from `start` to the next one of the colour.
+                start.checked_rem(divisor).and_then(|rest| {
+                    // OVERFLOW: A remainder is smaller than the divisor. Both have 32 bits.
+                    start.checked_add((colour + divisor - rest) % divisor)
+                })
+            }
+        };
+        first.is_some_and(|first| first < end && self.accepts(first))
+    }
 }
 
 /// What becomes of a frame of a block.
@@ -153,6 +171,14 @@ impl Exclusions<'_> {
         let nr_before = self.0.partition_point(|&(_, stop)| stop <= start);
         let next = self.0.get(nr_before);
         start < end && next.is_some_and(|&(first, _)| first < end)
+    }
+
+    /// Returns the lowest frame from which on to before `end` none is excluded: `start`, a frame behind
+    /// it, or `end`.
+    pub fn open_from(&self, start: u64, end: u64) -> u64 {
+        let nr_before = self.0.partition_point(|&(first, _)| first < end);
+        let last = nr_before.checked_sub(1).and_then(|last| self.0.get(last));
+        last.map_or(start, |&(_, stop)| start.max(stop.min(end)))
     }
 
     /// Stores to `into` the ranges with frames from `start` to before `end` besides, and returns how

@@ -18,6 +18,7 @@ mod policy;
 mod remap;
 mod rig;
 mod runs;
+mod search;
 mod sparse;
 mod stress;
 mod views;

@@ -782,6 +782,9 @@ mod exclusions {
                 for first in (0..360).step_by(7) {
                     let expected = model.range(first..first + 5).next().is_some();
                     prop_assert_eq!(Exclusions(&set.0).has_any(first, first + 5), expected);
+                    let last = model.range(first..first + 9).next_back();
+                    let open = last.map_or(first, |last| last + 1);
+                    prop_assert_eq!(Exclusions(&set.0).open_from(first, first + 9), open);
                 }
             }
         }
