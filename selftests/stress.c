@@ -3,6 +3,7 @@
  * A live P2M at size: threads on all processors use memory all frames of which
  * change again and again, and a machine that has no large blocks left.
  */
+#include <errno.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
@@ -98,6 +99,35 @@ static __u64 contiguous_all(int fd, unsigned int round)
 	return nr;
 }
 
+/* Superpages, as many as the machine has room for. */
+static __u64 collapse_all(int fd, unsigned int round)
+{
+	struct p2m_collapse cmd = {
+		.size = sizeof(cmd),
+		.nr_pages = NR_PAGES,
+	};
+
+	(void)round;
+	if (ioctl(fd, P2M_COLLAPSE, &cmd) && errno != EADDRNOTAVAIL)
+		return 0;
+	return cmd.out_busy ? 0 : cmd.out_pages;
+}
+
+/* A page of each 512 changes, and so all of them do. */
+static __u64 split_all(int fd, unsigned int round)
+{
+	struct p2m_move cmd;
+	__u64 pfn, nr = 0;
+
+	for (pfn = round; pfn < NR_PAGES; pfn += 512) {
+		if (_test_cmd_move(fd, pfn, 1, P2M_POLICY_ANY, 0, &cmd) ||
+		    cmd.out_busy)
+			return 0;
+		nr += cmd.out_pages;
+	}
+	return nr;
+}
+
 /* Out of the 64 MiB around the frame of some page. */
 static __u64 evacuate_some(int fd, unsigned int round)
 {
@@ -128,7 +158,9 @@ TEST_F_TIMEOUT(stress, threads_lose_no_byte_of_256_mib, 600)
 		{ scatter_all, NR_PAGES },
 		/* As many as the machine has room for. */
 		{ contiguous_all, 512 },
+		{ collapse_all, 512 },
 		{ evacuate_some, 1 },
+		{ split_all, NR_PAGES / 512 },
 		{ exchange_halves, NR_PAGES },
 	};
 	struct hammer hammers[NR_THREADS] = {};
