@@ -292,29 +292,52 @@ impl Domain {
             let nr = rest.partition_point(|pfn| pfn.get() < end);
             // PANIC: A partition point is a position in the slice.
             let (part, behind) = rest.split_at(nr);
-            let superpage = |pfn: &Pfn| {
-                let _guard = rcu::read_lock();
-                self.superpage_at(pfn.get())
-            };
-            for part in part.chunk_by(|a, b| superpage(a) == superpage(b)) {
-                let of_superpage = match part.first().and_then(superpage) {
+            let mut part = part;
+            while !part.is_empty() {
+                let (place, nr) = self.first_part(part);
+                // PANIC: It's the length of a part of it.
+                let (now, later) = part.split_at(nr);
+                let of_superpage = match place {
                     Some(place) => {
                         let mut source = self.source(&self.state.lock(), origin);
                         source.keep_out_of(avoided);
-                        self.move_superpage(place, part.len() as u64, policy, source)?
+                        self.move_superpage(place, nr as u64, policy, source)?
                     }
                     None => None,
                 };
-                let part = match of_superpage {
+                let result = match of_superpage {
                     Some(moved) => moved,
-                    None => self.move_within_region(part, policy, origin, avoided)?,
+                    None => self.move_within_region(now, policy, origin, avoided)?,
                 };
-                moved.nr_moved += part.nr_moved;
-                moved.nr_busy += part.nr_busy;
+                moved.nr_moved += result.nr_moved;
+                moved.nr_busy += result.nr_busy;
+                part = later;
             }
             rest = behind;
         }
         Ok(moved)
+    }
+
+    /// Returns how many of the PFNs, which are in order, are moved together first: those of one
+    /// superpage, and which one it is; or those before the first one.
+    fn first_part(&self, pfns: &[Pfn]) -> (Option<PfnRange>, usize) {
+        let _guard = rcu::read_lock();
+        let mut nr = 0;
+        while let Some(next) = pfns.get(nr) {
+            let place = self.superpage_at(next.get());
+            if place.is_some() && nr > 0 {
+                break;
+            }
+            // What is in the same place is in the same superpage, or in none.
+            // OVERFLOW: A PFN is below `Pfn::LIMIT`.
+            let end = (next.get() / SUPERPAGE_PAGES + 1) * SUPERPAGE_PAGES;
+            let rest = pfns.get(nr..).unwrap_or_default();
+            nr += rest.partition_point(|pfn| pfn.get() < end);
+            if place.is_some() {
+                return (place, nr);
+            }
+        }
+        (None, nr)
     }
 
     fn move_within_region(
