@@ -396,6 +396,12 @@ impl Source {
         unsafe { ffi::p2m_page_count(Self::page(mfn)) == 1 }
     }
 
+    /// Returns whether there are at least `nr` references to a frame.
+    pub(crate) fn has_references(mfn: Mfn, nr: c_int) -> bool {
+        // SAFETY: There is a page for every frame that came from the page allocator.
+        unsafe { ffi::p2m_page_count(Self::page(mfn)) >= nr }
+    }
+
     /// Returns the frame of a page that the allocator returned.
     fn mfn(page: *mut bindings::page) -> Option<Mfn> {
         if page.is_null() {

@@ -1119,7 +1119,8 @@ struct p2m_exchange {
  * @out_p2m_bad: PFNs at the frame of which the M2P doesn't have the PFN.
  * @out_m2p_bad: Frames at the PFN of which the P2M doesn't have the frame.
  * @out_orphans: PFNs with a frame, but in no region.
- * @out_refs_bad: Frames with fewer references than the domain and mappings have.
+ * @out_refs_bad: Frames with fewer references than the domain and mappings have. One
+ *                that seems so is taken out of mappings for a moment, to be certain.
  * @out_spaces_bad: Entries of spaces that name a frame which the domain doesn't
  *                  know.
  * @out_count_bad: 1 if the domain counts another number of frames.

@@ -743,7 +743,7 @@ impl Domain {
         let mut state = self.state.lock();
         let mut first_pfn = entry::INVALID;
         let mut first_mfn = entry::INVALID;
-        report.out_frames = self.maps.audit(&self.store, |finding| match finding {
+        let found = |finding| match finding {
             Finding::BadP2m(pfn) => {
                 report.out_p2m_bad += 1;
                 first_pfn = first_pfn.min(pfn);
@@ -752,7 +752,10 @@ impl Domain {
                 report.out_m2p_bad += 1;
                 first_mfn = first_mfn.min(mfn);
             }
-        });
+        };
+        let goes_on = || check_killed().is_ok();
+        let nr_frames = self.maps.audit_while(&self.store, found, goes_on);
+        report.out_frames = nr_frames.ok_or(EINTR)?;
         let mut next = Some(Pfn::ZERO);
         while let Some(pfn) = next.and_then(|pfn| self.maps.next_backed(&self.store, pfn)) {
             if pfn.get() % BATCH as u64 == 0 {
@@ -761,11 +764,13 @@ impl Domain {
             if let Some(mfn) = self.maps.lookup(&self.store, pfn).owned() {
                 let is_orphan = state.region_of(pfn.get()).is_none();
                 let references = Source::references(mfn);
-                if is_orphan || references.nr_unknown < 0 {
+                // What comes and goes meanwhile may make it look so.
+                let is_bad = references.nr_unknown < 0 && self.lacks_references(pfn, mfn);
+                if is_orphan || is_bad {
                     first_pfn = first_pfn.min(pfn.get());
                 }
                 report.out_orphans += u64::from(is_orphan);
-                report.out_refs_bad += u64::from(references.nr_unknown < 0);
+                report.out_refs_bad += u64::from(is_bad);
                 report.out_pinned += u64::from(references.nr_unknown > 0);
             }
             // OVERFLOW: A PFN is below `Pfn::LIMIT`.
@@ -776,6 +781,29 @@ impl Domain {
         report.out_first_pfn = first_pfn;
         report.out_first_mfn = if self.sees_mfns { first_mfn } else { 0 };
         Ok(())
+    }
+}
+
+impl Domain {
+    /// Returns whether a frame has fewer references than the domain and mappings have.
+    ///
+    /// To be certain, it's taken out of mappings, and nobody can map it meanwhile: not by a fault, and
+    /// not by a fork, which copies what is mapped. The caller has locked the state.
+    fn lacks_references(&self, pfn: Pfn, mfn: Mfn) -> bool {
+        let place = self.superpage_at(pfn.get());
+        let Some(range) = place.or_else(|| PfnRange::new(pfn.get(), 1).ok()) else {
+            return false;
+        };
+        let views = self.mapping.lock();
+        // Or the frame might be freed here, if it's so.
+        Source::take_reference(mfn);
+        views.unmap(range);
+        let is_bad = !Source::has_references(mfn, 2);
+        // If it is bad, the reference stays where one is missing.
+        if !is_bad {
+            Source.free(mfn);
+        }
+        is_bad
     }
 }
 

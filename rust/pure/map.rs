@@ -182,6 +182,9 @@ impl From<NoMemory> for SetError {
 /// Number of pages in a superpage: as many as a leaf has words.
 pub const SUPERPAGE_PAGES: u64 = TABLE_WORDS as u64;
 
+/// How many words an audit looks at before it asks whether to go on.
+pub const AUDIT_BATCH: u64 = 4096;
+
 /// P2M and M2P of a domain.
 ///
 /// Leaves of both can be [folded](super::sparse). Who changes single entries unfolds their leaves
@@ -792,10 +795,30 @@ impl Maps {
     /// changes nothing. Writers are excluded.
     ///
     /// Returns how many PFNs have a frame of the domain.
-    pub fn audit<S: TableStore>(&self, store: &S, mut report: impl FnMut(Finding)) -> u64 {
+    pub fn audit<S: TableStore>(&self, store: &S, report: impl FnMut(Finding)) -> u64 {
+        let nr_frames = self.audit_while(store, report, || true);
+        nr_frames.unwrap_or_default()
+    }
+
+    /// As [`audit()`](Self::audit), as long as `goes_on` says so, which is asked now and then.
+    pub fn audit_while<S: TableStore>(
+        &self,
+        store: &S,
+        mut report: impl FnMut(Finding),
+        mut goes_on: impl FnMut() -> bool,
+    ) -> Option<u64> {
+        let mut nr_looked = 0u64;
+        let mut goes_on_now = || {
+            // OVERFLOW: There are far fewer than 2^64 words.
+            nr_looked += 1;
+            nr_looked % AUDIT_BATCH != 0 || goes_on()
+        };
         let mut nr_frames = 0;
         let mut next = self.p2m.next_leaf(store, 0);
         while let Some(number) = next {
+            if !goes_on_now() {
+                return None;
+            }
             let Some(pfn) = Pfn::new(number) else {
                 report(Finding::BadP2m(number));
                 break;
@@ -810,6 +833,9 @@ impl Maps {
         }
         let mut next = self.m2p.next_leaf(store, 0);
         while let Some(number) = next {
+            if !goes_on_now() {
+                return None;
+            }
             let word = self.m2p.load(store, number);
             let there = Pfn::new(word).map(|pfn| self.lookup(store, pfn));
             let mfn = there.and_then(Entry::owned);
@@ -823,7 +849,7 @@ impl Maps {
             }
             next = self.m2p.next_leaf(store, number + 1);
         }
-        nr_frames
+        Some(nr_frames)
     }
 
     /// Frees all tables. Frames that are still in the maps are the caller's affair.
