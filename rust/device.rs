@@ -173,6 +173,7 @@ impl MiscDevice for Domain {
         seq_print!(m, "p2m-regions:\t{}\n", stat.out_regions);
         seq_print!(m, "p2m-pages:\t{}\n", stat.out_pages);
         seq_print!(m, "p2m-frames:\t{}\n", stat.out_frames);
+        seq_print!(m, "p2m-superpages:\t{}\n", stat.out_superpages);
         seq_print!(m, "p2m-guards:\t{}\n", stat.out_guards);
         seq_print!(m, "p2m-tables:\t{}\n", stat.out_p2m_tables);
         seq_print!(m, "p2m-m2p-tables:\t{}\n", stat.out_m2p_tables);

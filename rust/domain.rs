@@ -110,9 +110,17 @@ static NEXT_ID: Atomic<u64> = Atomic::new(1);
 /// Domains in the system.
 static NR_DOMAINS: Atomic<u64> = Atomic::new(0);
 
+/// Superpages of all domains.
+static NR_SUPERPAGES: Atomic<u64> = Atomic::new(0);
+
 /// Returns the number of domains in the system.
 pub(crate) fn nr_domains() -> u64 {
     NR_DOMAINS.load(Relaxed)
+}
+
+/// Returns the number of superpages of all domains.
+pub(crate) fn nr_superpages() -> u64 {
+    NR_SUPERPAGES.load(Relaxed)
 }
 
 /// Returns the most pages that one domain may have.
@@ -269,6 +277,7 @@ pub(crate) struct Domain {
     is_writable: bool,
     nr_faults: Atomic<u64>,
     nr_fault_pages: Atomic<u64>,
+    nr_superpages: Atomic<u64>,
     counters: Counters,
     /// Pages that belong to spaces.
     claims: Claims,
@@ -313,6 +322,7 @@ impl Domain {
                 is_writable: file.flags() & bindings::O_ACCMODE != bindings::O_RDONLY,
                 nr_faults: Atomic::new(0),
                 nr_fault_pages: Atomic::new(0),
+                nr_superpages: Atomic::new(0),
                 counters: Counters::new(),
                 claims,
                 injection,
@@ -525,7 +535,7 @@ impl Domain {
         let result = result.and_then(|()| self.install_guards(writer, &mut source));
         if let Err(error) = result {
             // With their guards.
-            self.depopulate(writer, range, Source::take_back);
+            self.depopulate(writer, range, |gone| self.take_back(gone));
             for &mfn in frames.iter().skip(nr_installed) {
                 Source::take_back(Gone::Frame(mfn));
             }
@@ -598,6 +608,20 @@ impl Domain {
         self.counters.add(Counter::Released, nr_frames);
     }
 
+    /// Takes back what has left the maps, as [`Source::take_back()`] does.
+    fn take_back(&self, gone: Gone) {
+        if Source::take_back(gone) {
+            self.nr_superpages.fetch_sub(1, Relaxed);
+            NR_SUPERPAGES.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// Counts a superpage that is in the maps now.
+    fn count_superpage(&self) {
+        self.nr_superpages.fetch_add(1, Relaxed);
+        NR_SUPERPAGES.fetch_add(1, Relaxed);
+    }
+
     fn update_end(&self, state: &mut State) {
         let end = state.end_pfn();
         self.maps.set_end_pfn(&mut state.writer, &self.store, end);
@@ -615,7 +639,7 @@ impl Domain {
             return Err(EBUSY);
         }
         let region = state.remove(base).ok_or(ENOENT)?;
-        self.depopulate(&mut state.writer, region.range, Source::take_back);
+        self.depopulate(&mut state.writer, region.range, |gone| self.take_back(gone));
         self.update_end(&mut state);
         trace_region(self.id, range, false);
         drop(state);
@@ -706,6 +730,7 @@ impl Domain {
         stat.out_m2p_tables = state.writer.nr_tables(Which::M2p);
         stat.out_frames = state.writer.nr_frames();
         stat.out_guards = state.writer.nr_guards();
+        stat.out_superpages = self.nr_superpages.load(Relaxed);
         drop(state);
         stat.out_faults = self.nr_faults.load(Relaxed);
         stat.out_fault_pages = self.nr_fault_pages.load(Relaxed);
@@ -747,8 +772,14 @@ impl PinnedDrop for Domain {
         let tracer = Tracer(*this.id);
         let nr_frames = writer.nr_frames();
         for region in regions.values() {
+            let nr_superpages = &this.nr_superpages;
             this.maps
-                .clear(writer, this.store, &tracer, region.range, Source::take_back);
+                .clear(writer, this.store, &tracer, region.range, |gone| {
+                    if Source::take_back(gone) {
+                        nr_superpages.fetch_sub(1, Relaxed);
+                        NR_SUPERPAGES.fetch_sub(1, Relaxed);
+                    }
+                });
             trace_region(*this.id, region.range, false);
         }
         this.counters.add(Counter::Released, nr_frames);

@@ -209,15 +209,22 @@ impl Source {
 
     /// Takes back what has left the maps. Frames of a superpage are passed in order: the last one
     /// takes the others along.
-    pub(crate) fn take_back(gone: Gone) {
+    ///
+    /// Returns whether that was a superpage.
+    pub(crate) fn take_back(gone: Gone) -> bool {
         match gone {
             Gone::Frame(mfn) if Self::is_superpage(mfn) => {
-                if mfn.get() % SUPERPAGE_PAGES == SUPERPAGE_PAGES - 1 {
+                let is_last = mfn.get() % SUPERPAGE_PAGES == SUPERPAGE_PAGES - 1;
+                if is_last {
                     Source.free(mfn);
                 }
+                is_last
             }
             // Of a foreign one it's our reference that goes.
-            Gone::Frame(mfn) | Gone::Guard(mfn) | Gone::Foreign(mfn) => Source.free(mfn),
+            Gone::Frame(mfn) | Gone::Guard(mfn) | Gone::Foreign(mfn) => {
+                Source.free(mfn);
+                false
+            }
         }
     }
 

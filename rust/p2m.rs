@@ -112,6 +112,7 @@ impl kernel::InPlaceModule for P2m {
             _stat <- _dir.read_callback_file(c"stat", (), &|(), f| {
                 writeln!(f, "domains {}", domain::nr_domains())?;
                 writeln!(f, "pages {}", frames::total())?;
+                writeln!(f, "superpages {}", domain::nr_superpages())?;
                 writeln!(f, "max_pages {}", frames::max_total())?;
                 writeln!(f, "max_domain_pages {}", domain::max_pages())?;
                 Counters::write_total(f)?;

@@ -100,7 +100,7 @@ ABI_MEMBER(p2m_info, out_max_total_pages, 56, 8);
 ABI_MEMBER(p2m_info, out_max_regions, 64, 4);
 ABI_MEMBER(p2m_info, out_default_policy, 68, 4);
 
-ABI_SIZE(p2m_stat, 96);
+ABI_SIZE(p2m_stat, 104);
 ABI_MEMBER(p2m_stat, size, 0, 4);
 ABI_MEMBER(p2m_stat, flags, 4, 4);
 ABI_MEMBER(p2m_stat, out_generation, 8, 8);
@@ -114,6 +114,7 @@ ABI_MEMBER(p2m_stat, out_total_domains, 64, 8);
 ABI_MEMBER(p2m_stat, out_total_pages, 72, 8);
 ABI_MEMBER(p2m_stat, out_frames, 80, 8);
 ABI_MEMBER(p2m_stat, out_guards, 88, 8);
+ABI_MEMBER(p2m_stat, out_superpages, 96, 8);
 
 ABI_SIZE(p2m_region_create, 72);
 ABI_MEMBER(p2m_region_create, size, 0, 4);

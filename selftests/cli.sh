@@ -639,14 +639,14 @@ check_of_nothing_fails() {
 stat_counts() {
 	hold 2M --populate
 	run 0 --json stat --pid "$pid" --fd "$fd"
-	json '(keys_unsorted | join(" ")) == "generation regions pages frames guards p2m_tables " +
-		"m2p_tables faults fault_pages total_domains total_pages"'
+	json '(keys_unsorted | join(" ")) == "generation regions pages frames guards superpages " +
+		"p2m_tables m2p_tables faults fault_pages total_domains total_pages"'
 	json '.regions == 1 and .pages == 512 and .frames == 512 and .generation % 2 == 0'
 	json '.p2m_tables > 0 and .m2p_tables > 0 and .faults > 0'
 	json '.total_domains >= 1 and .total_pages >= 512'
 	run 0 stat --pid "$pid"
 	matches 'domain   1 region, 512 pages \(2 MiB\), generation [0-9]+' \
-		'machine  512 frames \(2 MiB\), and 0 guards' \
+		'machine  512 frames \(2 MiB\), [0-9]+ superpages?, and 0 guards' \
 		'tables   [0-9]+ for the P2M, [0-9]+ for the M2P \([0-9.]+ KiB\)' \
 		'faults   [0-9]+ faults?, which mapped [0-9]+ pages' \
 		'system   [0-9]+ domains?, [0-9]+ pages \(.*\)'

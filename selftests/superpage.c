@@ -208,6 +208,30 @@ static struct p2m_audit audit_of(int fd)
 /* Pages are mapped meanwhile, and one that is being so may look pinned. */
 #define ANY_NR_PINNED (~0ULL)
 
+/* What the module counts; ~0 if it can't be found out. */
+static __u64 superpages_counted(int fd)
+{
+	struct p2m_stat stat;
+
+	return _test_cmd_stat(fd, &stat) ? ~0ULL : stat.out_superpages;
+}
+
+/* What it counts of all domains. */
+static __u64 superpages_of_all(void)
+{
+	FILE *file = fopen("/sys/kernel/debug/p2m/stat", "r");
+	unsigned long long found = ~0ULL;
+	char line[128];
+
+	if (!file)
+		return ~0ULL;
+	while (fgets(line, sizeof(line), file) &&
+	       sscanf(line, "superpages %llu", &found) != 1)
+		;
+	fclose(file);
+	return found;
+}
+
 /* Nothing is wrong, and nobody has a reference but mappings. */
 static void expect_sound(struct __test_metadata *_metadata, int fd,
 			 __u64 nr_frames, __u64 nr_pinned)
@@ -251,8 +275,59 @@ FIXTURE_TEARDOWN(superpage)
 	EXPECT_EQ(0, stat.out_frames);
 	EXPECT_EQ(0, stat.out_p2m_tables);
 	EXPECT_EQ(0, stat.out_m2p_tables);
+	EXPECT_EQ(0, stat.out_superpages);
 	EXPECT_EQ(0, close(self->fd));
 	EXPECT_EQ(self->total_pages, total_pages());
+}
+
+/* By the module, and by what the kernel says of the frames. */
+TEST_F(superpage, are_counted_as_they_come_and_go)
+{
+	const __u64 others = superpages_of_all() - NR_SP;
+	int fd;
+	__u64 base;
+
+#define EXPECT_COUNTED(nr)                                                  \
+	({                                                                  \
+		EXPECT_EQ(nr, superpages_counted(self->fd));                \
+		EXPECT_EQ(nr, nr_superpages(self->fd, FIRST_PFN, NR_SP));   \
+		EXPECT_EQ(others + (nr), superpages_of_all());              \
+	})
+	EXPECT_COUNTED(NR_SP);
+	/* A part of one, all of one, and parts of two. */
+	release(0, SP_PFN(0) + 5, 1);
+	EXPECT_COUNTED(NR_SP - 1);
+	release(0, SP_PFN(1), SP);
+	EXPECT_COUNTED(NR_SP - 2);
+	move(0, SP_PFN(2) + 500, 100, P2M_POLICY_ANY);
+	EXPECT_COUNTED(0);
+	populate(0, SP_PFN(0), 2 * SP);
+	EXPECT_COUNTED(1);
+	collapse(0, BASE_PFN, NR_PAGES);
+	EXPECT_COUNTED(NR_SP);
+	/* They are others, but as many. */
+	move(0, BASE_PFN, NR_PAGES, P2M_POLICY_ANY);
+	EXPECT_EQ(superpages_counted(self->fd),
+		  nr_superpages(self->fd, FIRST_PFN, NR_SP));
+	collapse(0, BASE_PFN, NR_PAGES);
+	exchange(0, SP_PFN(0), SP_PFN(1), SP);
+	EXPECT_COUNTED(NR_SP);
+	contiguous(0, SP_PFN(3), 9);
+	EXPECT_COUNTED(NR_SP - 1);
+	/* A domain takes its own along. */
+	fd = p2m_open();
+	ASSERT_LE(0, fd);
+	test_cmd_region_create(fd, P2M_POLICY_SUPERPAGE, 2 * SP, 0, &base);
+	EXPECT_EQ(2, superpages_counted(fd));
+	EXPECT_EQ(others + NR_SP + 1, superpages_of_all());
+	ASSERT_EQ(0, close(fd));
+	EXPECT_COUNTED(NR_SP - 1);
+	test_cmd_region_destroy(self->fd, BASE_PFN);
+	EXPECT_EQ(0, superpages_counted(self->fd));
+	EXPECT_EQ(others, superpages_of_all());
+	test_cmd_region_create_fixed(self->fd, P2M_POLICY_SUPERPAGE, NR_PAGES, 0,
+				     BASE_PFN);
+	EXPECT_COUNTED(NR_SP);
 }
 
 TEST_F(superpage, frames_are_superpages_where_pages_are_aligned)

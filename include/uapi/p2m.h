@@ -233,6 +233,7 @@ struct p2m_info {
  * @out_frames: Machine frames that this domain has: @out_pages less those that
  *              were released or not touched yet.
  * @out_guards: Machine frames that are guards.
+ * @out_superpages: Superpages, each of which is 512 of @out_frames.
  */
 struct p2m_stat {
 	__u32 size;
@@ -248,6 +249,7 @@ struct p2m_stat {
 	__aligned_u64 out_total_pages;
 	__aligned_u64 out_frames;
 	__aligned_u64 out_guards;
+	__aligned_u64 out_superpages;
 };
 #define P2M_STAT _IO(P2M_IOCTL_TYPE, P2M_CMD_STAT)
 

@@ -97,8 +97,8 @@ impl Domain {
         self.unfold(&mut state.writer, range, true)?;
         let mut nr_pages = 0;
         self.depopulate(&mut state.writer, range, |gone| {
-            Source::take_back(gone);
             nr_pages += u64::from(!matches!(gone, Gone::Guard(_)));
+            self.take_back(gone);
         });
         Ok(nr_pages)
     }
@@ -616,7 +616,7 @@ impl Domain {
             // A guard of another region may be next to it, and to nothing else any more.
             self.maps
                 .drop_guards(writer, &self.store, &views, old, |mfn| Source.free(mfn));
-            Source::take_back(Gone::Frame(old));
+            self.take_back(Gone::Frame(old));
             span = (span.0.min(old), span.1.max(old));
         }
         self.maps.prune_frames(writer, &self.store, &views, span);

@@ -184,13 +184,11 @@ impl Domain {
 
     fn install_superpage(&self, writer: &mut Writer, place: PfnRange, first: Mfn) -> Result {
         let views = self.mapping.lock();
-        self.maps.set_superpage(
-            writer,
-            &self.store,
-            &views,
-            (place, first),
-            Source::take_back,
-        )?;
+        self.maps
+            .set_superpage(writer, &self.store, &views, (place, first), |gone| {
+                self.take_back(gone)
+            })?;
+        self.count_superpage();
         Ok(())
     }
 
@@ -293,8 +291,8 @@ impl Domain {
                 .drop_guards(writer, &self.store, &views, old, |mfn| Source.free(mfn));
         }
         // One reference is for all of them.
-        Source.free(old);
         let last = frames_from(old).last().unwrap_or(old);
+        self.take_back(Gone::Frame(last));
         self.maps
             .prune_frames(writer, &self.store, &views, (old, last));
         Ok(())
@@ -409,13 +407,11 @@ impl Domain {
                 olds.push_within_capacity(old).map_err(|_| EINVAL)?;
             }
         }
-        self.maps.set_superpage(
-            writer,
-            &self.store,
-            views,
-            (place, first),
-            Source::take_back,
-        )?;
+        self.maps
+            .set_superpage(writer, &self.store, views, (place, first), |gone| {
+                self.take_back(gone)
+            })?;
+        self.count_superpage();
         for old in olds {
             // As in `replace_superpage()`.
             self.maps

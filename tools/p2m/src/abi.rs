@@ -170,7 +170,7 @@ assert_layout! {
     p2m_stat: >= 96 {
         size: 0, flags: 4, out_generation: 8, out_regions: 16, out_pages: 24, out_p2m_tables: 32,
         out_m2p_tables: 40, out_faults: 48, out_fault_pages: 56, out_total_domains: 64,
-        out_total_pages: 72, out_frames: 80, out_guards: 88,
+        out_total_pages: 72, out_frames: 80, out_guards: 88, out_superpages: 96,
     }
     p2m_region_create: >= 72 {
         size: 0, flags: 4, policy: 8, __reserved: 12, nr_pages: 16, seed: 24, base_pfn: 32,

@@ -122,6 +122,8 @@ pub struct Stat {
     pub frames: u64,
     /// Machine frames that are guards next to those.
     pub guards: u64,
+    /// Superpages, each of which is 512 of the frames.
+    pub superpages: u64,
     /// Page-sized tables that hold the P2M.
     pub p2m_tables: u64,
     /// Page-sized tables that hold the M2P.
@@ -195,6 +197,7 @@ impl Domain {
             pages: raw.out_pages,
             frames: raw.out_frames,
             guards: raw.out_guards,
+            superpages: raw.out_superpages,
             p2m_tables: raw.out_p2m_tables,
             m2p_tables: raw.out_m2p_tables,
             faults: raw.out_faults,

@@ -116,9 +116,10 @@ fn print_stat(out: &mut impl Write, stat: &Stat, page: u64, of_domain: bool) -> 
         );
         section(out, "domain", [domain])?;
         let frames = format!(
-            "{} ({}), and {}",
+            "{} ({}), {}, and {}",
             Count(stat.frames, "frame"),
             bytes(stat.frames),
+            Count(stat.superpages, "superpage"),
             Count(stat.guards, "guard")
         );
         section(out, "machine", [frames])?;
