@@ -748,6 +748,7 @@ impl Filtered {
     /// Returns the first of `nr` frames that follow each other, all of which are in a range, if the
     /// allocator gives such a one.
     fn alloc_run_in(&mut self, nr: usize, (start, end): (u64, u64)) -> Option<Mfn> {
+        let is_place = start > 0 || end < max_mfn();
         let mut nr_tries = 0;
         loop {
             let first = Source.alloc_run_in(nr, zone_below(end), self.origin.node)?;
@@ -763,7 +764,7 @@ impl Filtered {
             goes_on &= self.origin.node.is_none() || nr_tries < NODE_TRIES;
             for mfn in (0..nr as u64).map_while(|index| first.checked_add(index)) {
                 if goes_on {
-                    goes_on = self.refuse(mfn, 0).is_some();
+                    goes_on = self.refuse(mfn, 0, is_place).is_some();
                 } else {
                     Source.free(mfn);
                 }
@@ -814,7 +815,8 @@ impl Filtered {
             if is_in_range && !self.exclusions.has_any(first, SUPERPAGE_PAGES) {
                 return Some(first);
             }
-            self.refuse(first, SUPERPAGE_ORDER)?;
+            let has_search = (start, end) != Constraint::NONE.range;
+            self.refuse(first, SUPERPAGE_ORDER, has_search)?;
         }
     }
 
@@ -852,12 +854,14 @@ impl Filtered {
             if !self.exclusions.has_any(first, 1 << order) {
                 return Some(first);
             }
-            self.refuse(first, order)?;
+            let has_search = self.origin.constraint != Constraint::NONE;
+            self.refuse(first, order, has_search)?;
         }
     }
 
-    /// Keeps a block that is of no use, and returns whether to go on.
-    fn refuse(&mut self, first: Mfn, order: u32) -> Option<()> {
+    /// Keeps a block that is of no use, and returns whether to go on. With `has_search`, that's not for
+    /// long, as the machine can be searched then.
+    fn refuse(&mut self, first: Mfn, order: u32, has_search: bool) -> Option<()> {
         if self
             .refused
             .push((first, order), GFP_KERNEL_ACCOUNT | __GFP_NOWARN)
@@ -871,7 +875,7 @@ impl Filtered {
         // What is kept is missed elsewhere.
         // SAFETY: It has no requirements.
         let total = unsafe { ffi::p2m_totalram_pages() as u64 };
-        (self.nr_refused <= total / ASIDE_SHARE
+        ((!has_search || self.nr_refused <= total / ASIDE_SHARE)
             && Source::has_room_for(max_total() / 8)
             && !self.is_interrupted())
         .then_some(())
@@ -898,7 +902,7 @@ impl Filtered {
                 // It doesn't come again, as no place is searched twice.
                 Some(Pick::Refused(mfn)) if self.search.is_some() => Source.free(mfn),
                 Some(Pick::Refused(mfn)) => {
-                    if self.refuse(mfn, 0).is_none() {
+                    if self.refuse(mfn, 0, true).is_none() {
                         self.search = Some(self.begin_search(self.origin.constraint.range)?);
                     }
                 }
@@ -941,7 +945,7 @@ impl Filtered {
                 Some(first) if first.get() < end && start < first.get() + (1 << order) => {
                     return Some((first, 1 << order));
                 }
-                Some(first) => self.refuse(first, order)?,
+                Some(first) => self.refuse(first, order, true)?,
                 None => self.order = order.checked_sub(1)?,
             }
         }
