@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use p2m_pure::entry::{Entry, INVALID};
 use p2m_pure::frame::{Mfn, Pfn};
-use p2m_pure::map::{Finding, Gone, Maps, SetError, Views, Which};
+use p2m_pure::map::{Finding, Gone, Maps, SetError, Views, Which, AUDIT_BATCH};
 use p2m_pure::table::{NoMemory, TableStore};
 use p2m_pure_host::store::Store;
 use proptest::prelude::*;
@@ -616,6 +616,32 @@ fn an_audit_finds_guards_that_guard_nothing() {
         let mut findings = Vec::new();
         maps.audit(store, |found| findings.push(found));
         assert!(findings.contains(&Finding::BadM2p(lonely)));
+    }
+}
+
+#[test]
+fn an_audit_ends_when_it_is_told_to() {
+    let mut domain = Domain::new(());
+    let nr_pages = 3 * AUDIT_BATCH;
+    for number in 0..nr_pages {
+        let entry = Entry::Present(mfn(2 * nr_pages - number));
+        domain.set(pfn(number), entry).unwrap();
+    }
+    // Both maps have as many words.
+    let nr_questions = 2 * nr_pages / AUDIT_BATCH;
+    for nr_good in 0..=nr_questions {
+        let mut nr_asked = 0;
+        let found = domain.maps.audit_while(
+            &domain.store,
+            |found| panic!("{found:?}"),
+            || {
+                nr_asked += 1;
+                nr_asked <= nr_good
+            },
+        );
+        let is_done = nr_good == nr_questions;
+        assert_eq!(found, is_done.then_some(nr_pages), "{nr_good}");
+        assert_eq!(nr_asked, nr_questions.min(nr_good + 1));
     }
 }
 
