@@ -56,7 +56,7 @@ static __u64 nr_oom_kills(void)
 }
 
 /* RLIMIT_MEMLOCK, for a user who has no CAP_IPC_LOCK. */
-#define MEMLOCK_PAGES 256ULL
+#define MEMLOCK_PAGES 1024ULL
 
 FIXTURE(memlock)
 {
@@ -118,6 +118,31 @@ TEST_F(memlock, is_the_most_that_a_user_can_have)
 	test_cmd_region_destroy(self->fd, b);
 	test_err_region_create(ENOMEM, self->fd, P2M_POLICY_ANY, 57, 0);
 	test_cmd_region_create(self->fd, P2M_POLICY_ANY, 56, 0, &b);
+}
+
+/* They count as their pages do, whatever becomes of them. */
+TEST_F(memlock, superpages_count_as_pages)
+{
+	struct p2m_collapse collapse = { .size = sizeof(collapse), .nr_pages = 512 };
+	struct snapshot snap;
+	__u64 base;
+
+	test_err_region_create(ENOMEM, self->fd, P2M_POLICY_SUPERPAGE,
+			       MEMLOCK_PAGES + 1, 0);
+	test_cmd_region_create(self->fd, P2M_POLICY_SUPERPAGE, MEMLOCK_PAGES, 0,
+			       &base);
+	ASSERT_EQ(0, snapshot_take(self->fd, &snap));
+	test_err_region_create(ENOMEM, self->fd, P2M_POLICY_ANY, 1, 0);
+	EXPECT_TRUE(snapshot_is_current(self->fd, &snap));
+	/* There are more frames for a moment only. */
+	test_cmd_release(self->fd, base + 5, 7);
+	test_cmd_populate(self->fd, base, 512);
+	collapse.start_pfn = base;
+	ASSERT_EQ(0, ioctl(self->fd, P2M_COLLAPSE, &collapse));
+	EXPECT_EQ(1, collapse.out_superpages);
+	test_err_region_create(ENOMEM, self->fd, P2M_POLICY_ANY, 1, 0);
+	test_cmd_region_destroy(self->fd, base);
+	test_cmd_region_create(self->fd, P2M_POLICY_ANY, MEMLOCK_PAGES, 0, &base);
 }
 
 TEST_F(memlock, counts_the_user_not_the_descriptor)
@@ -320,6 +345,31 @@ TEST_F(cgroup, pages_are_charged_to_it)
 	ASSERT_LE(0, fd);
 	expect_charged(_metadata, self, fd, P2M_POLICY_ANY, 16 * MIB_PAGES);
 	expect_charged(_metadata, self, fd, P2M_POLICY_SCATTER, 16 * MIB_PAGES);
+	expect_charged(_metadata, self, fd, P2M_POLICY_SUPERPAGE, 16 * MIB_PAGES);
+	ASSERT_EQ(0, close(fd));
+}
+
+/* Those that the group has no room for aren't had, and nobody dies for them. */
+TEST_F_TIMEOUT(cgroup, superpages_are_limited_by_it, 45)
+{
+	const __u64 kills = nr_oom_kills();
+	struct snapshot snap;
+	__u64 base = 0;
+	int fd;
+
+	fd = p2m_open();
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, snapshot_take(fd, &snap));
+	/* There is memory, but none for it. */
+	EXPECT_ERRNO(EADDRNOTAVAIL,
+		     _test_cmd_region_create(fd, 0, P2M_POLICY_SUPERPAGE,
+					     2 * CGROUP_MIB * MIB_PAGES, 0,
+					     &base));
+	EXPECT_TRUE(snapshot_is_current(fd, &snap));
+	EXPECT_EQ(0, cgroup_number(self, "memory.events", "oom_kill"));
+	EXPECT_EQ(kills, nr_oom_kills());
+	test_cmd_region_create(fd, P2M_POLICY_SUPERPAGE,
+			       CGROUP_MIB / 2 * MIB_PAGES, 0, &base);
 	ASSERT_EQ(0, close(fd));
 }
 

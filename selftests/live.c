@@ -7,7 +7,6 @@
 #include <fcntl.h>
 #include <glob.h>
 #include <limits.h>
-#include <linux/kvm.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -814,26 +813,6 @@ static int move_scatter(int fd, unsigned int round, struct changed *changed)
 	return ret;
 }
 
-/* The window of the machine with the frame of a page. */
-static __u64 window_of(int fd, __u64 pfn)
-{
-	__u64 entry = pfn_to_entry(fd, pfn);
-
-	return entry > P2M_ENTRY_MFN_MASK ? P2M_ENTRY_INVALID :
-					    entry & ~(NR_WINDOW - 1);
-}
-
-/* Nothing is kept out of afterwards. */
-static void readmit_all(int fd)
-{
-	struct p2m_evacuate cmd;
-	__u64 window;
-
-	for (window = 0; window < max_mfn(fd); window += NR_WINDOW)
-		_test_cmd_evacuate(fd, P2M_EVACUATE_READMIT, window, NR_WINDOW,
-				   &cmd);
-}
-
 /*
  * How many windows are kept out of at one time. The pages may be all over the
  * machine: with all of their windows kept out of, none were left to go to.
@@ -1307,127 +1286,27 @@ TEST_F(change, direct_io_is_kept_or_waited_for)
 	ASSERT_EQ(0, close(direct.file));
 }
 
-struct machine {
-	pthread_t thread;
-	int kvm, vm, vcpu, size;
-	struct kvm_run *run;
-	const bool *stop;
-	__u64 nr_done;
-	bool has_failed;
-};
-
-/* How often a run increments the words, which begin 13 pages. */
-#define MACHINE_LOOPS 500
-
-/* Where the code is, and the first word. */
-#define MACHINE_CODE 0x1000
-#define MACHINE_DATA 0x2000
-#define MACHINE_END 0xf000
-
-/* False and a reason if there can be none here. */
-static bool machine_open(struct machine *machine, char *mem, const char **reason)
-{
-	static const unsigned char code[] = {
-		0xb9, MACHINE_LOOPS & 0xff, MACHINE_LOOPS >> 8, /* mov cx, n */
-		0xbb, 0x00, 0x20, /* again: mov bx, 0x2000 */
-		0xff, 0x07, /* next: inc word [bx] */
-		0x81, 0xc3, 0x00, 0x10, /* add bx, 0x1000 */
-		0x81, 0xfb, 0x00, 0xf0, /* cmp bx, 0xf000 */
-		0x72, 0xf4, /* jb next */
-		0xe2, 0xef, /* loop again */
-		0xf4, /* hlt */
-	};
-	struct kvm_userspace_memory_region slot = {
-		.memory_size = 16 * P2M_PAGE_SIZE,
-		.userspace_addr = (uintptr_t)mem,
-	};
-	struct kvm_sregs sregs;
-
-	*reason = "no KVM";
-	if (access("/dev/kvm", F_OK) &&
-	    system("modprobe -q kvm_amd || modprobe -q kvm_intel"))
-		return false;
-	machine->kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	if (machine->kvm < 0)
-		return false;
-	*reason = "KVM makes no virtual machine here";
-	machine->vm = ioctl(machine->kvm, KVM_CREATE_VM, 0);
-	if (machine->vm < 0)
-		return false;
-	*reason = NULL;
-	memcpy(mem + MACHINE_CODE, code, sizeof(code));
-	if (ioctl(machine->vm, KVM_SET_USER_MEMORY_REGION, &slot))
-		return false;
-	machine->vcpu = ioctl(machine->vm, KVM_CREATE_VCPU, 0);
-	machine->size = ioctl(machine->kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
-	if (machine->vcpu < 0 || machine->size < 0)
-		return false;
-	machine->run = mmap(NULL, machine->size, PROT_READ | PROT_WRITE,
-			    MAP_SHARED, machine->vcpu, 0);
-	if (machine->run == MAP_FAILED ||
-	    ioctl(machine->vcpu, KVM_GET_SREGS, &sregs))
-		return false;
-	sregs.cs.base = 0;
-	sregs.cs.selector = 0;
-	return !ioctl(machine->vcpu, KVM_SET_SREGS, &sregs);
-}
-
-static void *machine_runs(void *arg)
-{
-	struct kvm_regs regs = { .rip = MACHINE_CODE, .rflags = 2 };
-	struct machine *machine = arg;
-
-	while (!__atomic_load_n(machine->stop, __ATOMIC_RELAXED)) {
-		if (ioctl(machine->vcpu, KVM_SET_REGS, &regs) ||
-		    ioctl(machine->vcpu, KVM_RUN, 0) ||
-		    machine->run->exit_reason != KVM_EXIT_HLT) {
-			__atomic_store_n(&machine->has_failed, true,
-					 __ATOMIC_RELAXED);
-			break;
-		}
-		__atomic_fetch_add(&machine->nr_done, 1, __ATOMIC_RELAXED);
-	}
-	return NULL;
-}
-
 TEST_F(change, kvm_guest_goes_on)
 {
-	bool stop = false;
-	struct machine machine = { .stop = &stop };
+	struct machine machine;
 	struct changed changed;
 	const char *reason;
-	unsigned int round, page;
+	unsigned int round;
 	__u64 nr_during;
 
-	if (!machine_open(&machine, self->mem, &reason)) {
+	if (!machine_start(&machine, self->mem, &reason)) {
 		ASSERT_NE(NULL, reason);
 		SKIP(return, "%s", reason);
 	}
-	ASSERT_EQ(0, pthread_create(&machine.thread, NULL, machine_runs,
-				    &machine));
-	while (!__atomic_load_n(&machine.nr_done, __ATOMIC_RELAXED) &&
-	       !__atomic_load_n(&machine.has_failed, __ATOMIC_RELAXED))
-		usleep(1000);
-	nr_during = machine.nr_done;
+	nr_during = machine_runs(&machine);
 	for (round = 0; round < 8; round++) {
 		ASSERT_EQ(0, variant->run(self->fd, round, &changed));
 		EXPECT_LE(NR_PAGES, changed.nr + changed.busy);
 		expect_sound(_metadata, self->fd);
 	}
-	nr_during = machine.nr_done - nr_during;
-	__atomic_store_n(&stop, true, __ATOMIC_RELAXED);
-	ASSERT_EQ(0, pthread_join(machine.thread, NULL));
-	EXPECT_FALSE(machine.has_failed);
+	nr_during = machine_runs(&machine) - nr_during;
 	EXPECT_LT(0, nr_during);
-	for (page = MACHINE_DATA; page < MACHINE_END; page += P2M_PAGE_SIZE) {
-		EXPECT_EQ((__u16)(machine.nr_done * MACHINE_LOOPS),
-			  *(__u16 *)(self->mem + page))
-			TH_LOG("address %x", page);
-	}
-	ASSERT_EQ(0, munmap(machine.run, machine.size));
-	ASSERT_EQ(0, close(machine.vcpu));
-	ASSERT_EQ(0, close(machine.vm));
-	ASSERT_EQ(0, close(machine.kvm));
+	EXPECT_TRUE(machine_stop(&machine));
 }
 
 /* What a reader of the tables has accepted. */
@@ -1649,7 +1528,7 @@ TEST_F(scattered, move_within_scattered_pages_keeps_them_scattered)
 
 TEST_F(scattered, evacuated_range_is_clear)
 {
-	const __u64 window = window_of(self->fd, BASE_PFN + 700);
+	const __u64 window = window_of(self->fd, BASE_PFN + 700, NR_WINDOW);
 	struct p2m_evacuate evacuate;
 	__u64 *before, *after;
 	__u64 i, nr_inside = 0;
@@ -1701,7 +1580,7 @@ TEST_F(scattered, half_of_the_machine_can_be_evacuated)
 
 TEST_F(scattered, busy_pages_of_an_evacuated_range_stay)
 {
-	const __u64 window = window_of(self->fd, BASE_PFN + 700);
+	const __u64 window = window_of(self->fd, BASE_PFN + 700, NR_WINDOW);
 	struct p2m_evacuate evacuate;
 	__u64 *before;
 	struct pin pin;
@@ -1761,7 +1640,7 @@ static int create_in_range(int fd, __u64 start_mfn, __u64 end_mfn, __u64 nr_page
 
 TEST_F(scattered, kept_out_range_is_not_used)
 {
-	const __u64 window = window_of(self->fd, BASE_PFN + 700);
+	const __u64 window = window_of(self->fd, BASE_PFN + 700, NR_WINDOW);
 	const __u64 other = END_PFN + 100, nr = 1000;
 	struct p2m_region_create on_demand = {
 		.flags = P2M_REGION_ON_DEMAND | P2M_REGION_FIXED,
@@ -1823,7 +1702,7 @@ TEST_F(scattered, readmitted_range_is_used_again)
 
 TEST_F(scattered, range_is_kept_out_until_it_is_readmitted)
 {
-	const __u64 window = window_of(self->fd, BASE_PFN + 700);
+	const __u64 window = window_of(self->fd, BASE_PFN + 700, NR_WINDOW);
 	const __u32 keep_out = P2M_EVACUATE_KEEP_OUT;
 	const __u32 readmit = P2M_EVACUATE_READMIT;
 
@@ -1854,7 +1733,7 @@ TEST_F(scattered, range_is_kept_out_until_it_is_readmitted)
 /* Somebody empties a DIMM in steps, from both ends, and then puts a new one in. */
 TEST_F(scattered, range_is_kept_out_in_steps)
 {
-	const __u64 window = window_of(self->fd, BASE_PFN + 700);
+	const __u64 window = window_of(self->fd, BASE_PFN + 700, NR_WINDOW);
 	const __u64 step = NR_WINDOW / 64;
 	__u64 i, at, nr_out = 0;
 
@@ -2464,8 +2343,7 @@ struct toucher {
 	pthread_t thread;
 	unsigned int nr;
 	char *mem;
-	/* How often a thread has come to a page. */
-	__u64 *nr_arrived;
+	pthread_barrier_t *arrival;
 };
 
 #define NR_TOUCHERS 4
@@ -2477,10 +2355,7 @@ static void *touch_all(void *arg)
 	__u64 i;
 
 	for (i = 0; i < NR_PAGES; i++) {
-		__atomic_fetch_add(toucher->nr_arrived, 1, __ATOMIC_RELAXED);
-		while (__atomic_load_n(toucher->nr_arrived, __ATOMIC_RELAXED) <
-		       (i + 1) * NR_TOUCHERS)
-			sched_yield();
+		pthread_barrier_wait(toucher->arrival);
 		page_at(toucher->mem, i)[toucher->nr] = i + toucher->nr;
 	}
 	return NULL;
@@ -2495,12 +2370,13 @@ TEST_F(on_demand, threads_that_touch_a_page_get_the_same)
 
 	ASSERT_LE(0, pagemap);
 	for (round = 0; round < 2; round++) {
-		__u64 nr_arrived = 0;
+		pthread_barrier_t arrival;
 
+		ASSERT_EQ(0, pthread_barrier_init(&arrival, NULL, NR_TOUCHERS));
 		for (nr = 0; nr < NR_TOUCHERS; nr++) {
 			touchers[nr] = (struct toucher){
 				.nr = nr, .mem = self->mem,
-				.nr_arrived = &nr_arrived,
+				.arrival = &arrival,
 			};
 			ASSERT_EQ(0, pthread_create(&touchers[nr].thread, NULL,
 						    touch_all, &touchers[nr]));
@@ -2508,6 +2384,7 @@ TEST_F(on_demand, threads_that_touch_a_page_get_the_same)
 		for (nr = 0; nr < NR_TOUCHERS; nr++) {
 			ASSERT_EQ(0, pthread_join(touchers[nr].thread, NULL));
 		}
+		pthread_barrier_destroy(&arrival);
 		EXPECT_THERE(true);
 		for (page = 0; page < NR_PAGES; page++) {
 			char *mem = page_at(self->mem, page);

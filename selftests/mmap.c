@@ -4,7 +4,6 @@
  * that maps it and for the rest of the system.
  */
 #include <fcntl.h>
-#include <linux/kvm.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -890,45 +889,20 @@ TEST_F(plain, kvm_guest_runs_in_it)
 		0xc6, 0x06, 0x00, 0x50, 0x42, 0xa0, 0x00,
 		0x60, 0xa2, 0x01, 0x50, 0xf4,
 	};
-	struct kvm_userspace_memory_region slot = {
-		.memory_size = 64 * P2M_PAGE_SIZE,
-	};
-	struct kvm_sregs sregs;
-	struct kvm_regs regs = { .rip = 0x1000, .rflags = 2 };
-	int kvm, vm, vcpu, size;
-	struct kvm_run *run;
+	struct kvm_guest guest;
+	const char *reason;
 	char *mem;
 
-	if (access("/dev/kvm", F_OK) &&
-	    system("modprobe -q kvm_amd || modprobe -q kvm_intel"))
-		SKIP(return, "no KVM");
-	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	if (kvm < 0)
-		SKIP(return, "no /dev/kvm");
-	vm = ioctl(kvm, KVM_CREATE_VM, 0);
-	if (vm < 0) {
-		close(kvm);
-		SKIP(return, "KVM makes no virtual machine here");
-	}
 	test_cmd_region_create_fixed(self->fd, P2M_POLICY_SCATTER, 64, 9, 0);
 	mem = map_pages(self->fd, 0, 64);
 	ASSERT_NE(MAP_FAILED, mem);
 	memcpy(mem + 0x1000, code, sizeof(code));
 	mem[0x6000] = 0x66;
-	slot.userspace_addr = (uintptr_t)mem;
-	ASSERT_EQ(0, ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot));
-	vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
-	ASSERT_LE(0, vcpu);
-	size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
-	run = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
-	ASSERT_NE(MAP_FAILED, run);
-	ASSERT_EQ(0, ioctl(vcpu, KVM_GET_SREGS, &sregs));
-	sregs.cs.base = 0;
-	sregs.cs.selector = 0;
-	ASSERT_EQ(0, ioctl(vcpu, KVM_SET_SREGS, &sregs));
-	ASSERT_EQ(0, ioctl(vcpu, KVM_SET_REGS, &regs));
-	ASSERT_EQ(0, ioctl(vcpu, KVM_RUN, 0));
-	EXPECT_EQ(KVM_EXIT_HLT, run->exit_reason);
+	if (!kvm_guest_open(&guest, mem, 64 * P2M_PAGE_SIZE, &reason)) {
+		ASSERT_NE(NULL, reason);
+		SKIP(return, "%s", reason);
+	}
+	EXPECT_TRUE(kvm_guest_run(&guest, 0x1000));
 	EXPECT_EQ(0x42, mem[0x5000]);
 	EXPECT_EQ(0x66, mem[0x5001]);
 
@@ -937,15 +911,10 @@ TEST_F(plain, kvm_guest_runs_in_it)
 	test_cmd_region_create_fixed(self->fd, P2M_POLICY_SCATTER, 64, 10, 0);
 	memcpy(mem + 0x1000, code, sizeof(code));
 	mem[0x6000] = 0x67;
-	ASSERT_EQ(0, ioctl(vcpu, KVM_SET_REGS, &regs));
-	ASSERT_EQ(0, ioctl(vcpu, KVM_RUN, 0));
-	EXPECT_EQ(KVM_EXIT_HLT, run->exit_reason);
+	EXPECT_TRUE(kvm_guest_run(&guest, 0x1000));
 	EXPECT_EQ(0x67, mem[0x5001]);
 
-	ASSERT_EQ(0, munmap(run, size));
-	ASSERT_EQ(0, close(vcpu));
-	ASSERT_EQ(0, close(vm));
-	ASSERT_EQ(0, close(kvm));
+	EXPECT_TRUE(kvm_guest_close(&guest));
 	ASSERT_EQ(0, munmap(mem, 64 * P2M_PAGE_SIZE));
 }
 

@@ -3,6 +3,7 @@
 #include <elf.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <linux/kvm.h>
 #include <linux/loop.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -751,6 +752,147 @@ int module_restore(void)
 	const char *params = getenv("P2M_PARAMS");
 
 	return module_reload(params ? params : "");
+}
+
+__u64 window_of(int fd, __u64 pfn, __u64 nr)
+{
+	__u64 entry = pfn_to_entry(fd, pfn);
+
+	return entry > P2M_ENTRY_MFN_MASK ? P2M_ENTRY_INVALID :
+					    entry & ~(nr - 1);
+}
+
+void readmit_all(int fd)
+{
+	struct p2m_evacuate cmd;
+	struct p2m_info info;
+
+	if (!_test_cmd_info(fd, &info))
+		_test_cmd_evacuate(fd, P2M_EVACUATE_READMIT, 0,
+				   info.out_max_mfn, &cmd);
+}
+
+bool kvm_guest_open(struct kvm_guest *guest, void *mem, size_t len,
+		    const char **reason)
+{
+	struct kvm_userspace_memory_region slot = {
+		.memory_size = len,
+		.userspace_addr = (uintptr_t)mem,
+	};
+	struct kvm_sregs sregs;
+
+	*reason = "no KVM";
+	if (access("/dev/kvm", F_OK) &&
+	    system("modprobe -q kvm_amd || modprobe -q kvm_intel"))
+		return false;
+	guest->kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	if (guest->kvm < 0)
+		return false;
+	*reason = "KVM makes no virtual machine here";
+	guest->vm = ioctl(guest->kvm, KVM_CREATE_VM, 0);
+	if (guest->vm < 0) {
+		close(guest->kvm);
+		return false;
+	}
+	*reason = NULL;
+	if (ioctl(guest->vm, KVM_SET_USER_MEMORY_REGION, &slot))
+		return false;
+	guest->vcpu = ioctl(guest->vm, KVM_CREATE_VCPU, 0);
+	guest->size = ioctl(guest->kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
+	if (guest->vcpu < 0 || guest->size < 0)
+		return false;
+	guest->run = mmap(NULL, guest->size, PROT_READ | PROT_WRITE, MAP_SHARED,
+			  guest->vcpu, 0);
+	if (guest->run == MAP_FAILED || ioctl(guest->vcpu, KVM_GET_SREGS, &sregs))
+		return false;
+	sregs.cs.base = 0;
+	sregs.cs.selector = 0;
+	return !ioctl(guest->vcpu, KVM_SET_SREGS, &sregs);
+}
+
+bool kvm_guest_run(struct kvm_guest *guest, __u64 address)
+{
+	struct kvm_regs regs = { .rip = address, .rflags = 2 };
+
+	return !ioctl(guest->vcpu, KVM_SET_REGS, &regs) &&
+	       !ioctl(guest->vcpu, KVM_RUN, 0) &&
+	       guest->run->exit_reason == KVM_EXIT_HLT;
+}
+
+bool kvm_guest_close(struct kvm_guest *guest)
+{
+	bool is_good = !munmap(guest->run, guest->size);
+
+	is_good &= !close(guest->vcpu);
+	is_good &= !close(guest->vm);
+	return is_good & !close(guest->kvm);
+}
+
+/* How often a run increments the words, which begin 13 pages. */
+#define MACHINE_LOOPS 500
+
+/* Where the code is, and the words. */
+#define MACHINE_CODE 0x1000
+#define MACHINE_DATA 0x2000
+#define MACHINE_END 0xf000
+
+static void *run_machine(void *arg)
+{
+	struct machine *machine = arg;
+
+	while (!__atomic_load_n(&machine->stop, __ATOMIC_RELAXED)) {
+		if (!kvm_guest_run(&machine->guest, MACHINE_CODE)) {
+			__atomic_store_n(&machine->has_failed, true,
+					 __ATOMIC_RELAXED);
+			break;
+		}
+		__atomic_fetch_add(&machine->nr_done, 1, __ATOMIC_RELAXED);
+	}
+	return NULL;
+}
+
+bool machine_start(struct machine *machine, char *mem, const char **reason)
+{
+	static const unsigned char code[] = {
+		0xb9, MACHINE_LOOPS & 0xff, MACHINE_LOOPS >> 8, /* mov cx, n */
+		0xbb, 0x00, 0x20, /* again: mov bx, 0x2000 */
+		0xff, 0x07, /* next: inc word [bx] */
+		0x81, 0xc3, 0x00, 0x10, /* add bx, 0x1000 */
+		0x81, 0xfb, 0x00, 0xf0, /* cmp bx, 0xf000 */
+		0x72, 0xf4, /* jb next */
+		0xe2, 0xef, /* loop again */
+		0xf4, /* hlt */
+	};
+
+	*machine = (struct machine){ .mem = mem };
+	if (!kvm_guest_open(&machine->guest, mem, MACHINE_LEN, reason))
+		return false;
+	memcpy(mem + MACHINE_CODE, code, sizeof(code));
+	if (pthread_create(&machine->thread, NULL, run_machine, machine))
+		return false;
+	while (!machine_runs(machine) &&
+	       !__atomic_load_n(&machine->has_failed, __ATOMIC_RELAXED))
+		usleep(1000);
+	return true;
+}
+
+__u64 machine_runs(const struct machine *machine)
+{
+	return __atomic_load_n(&machine->nr_done, __ATOMIC_RELAXED);
+}
+
+bool machine_stop(struct machine *machine)
+{
+	bool is_good;
+	size_t at;
+
+	__atomic_store_n(&machine->stop, true, __ATOMIC_RELAXED);
+	is_good = !pthread_join(machine->thread, NULL);
+	is_good &= !machine->has_failed;
+	for (at = MACHINE_DATA; at < MACHINE_END; at += P2M_PAGE_SIZE)
+		is_good &= *(__u16 *)(machine->mem + at) ==
+			   (__u16)(machine->nr_done * MACHINE_LOOPS);
+	return kvm_guest_close(&machine->guest) & is_good;
 }
 
 int open_loop_device(size_t len)

@@ -10,6 +10,7 @@
 #define P2M_UTIL_H
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -234,6 +235,48 @@ void kcore_close(struct kcore *kcore);
 
 /* A field of /proc/meminfo in KiB, ~0 if it isn't there. */
 __u64 meminfo_kib(const char *field);
+
+/*
+ * The first of @nr frames, a power of two and aligned as much, with that of a page;
+ * P2M_ENTRY_INVALID if it has none.
+ */
+__u64 window_of(int fd, __u64 pfn, __u64 nr);
+/* No frame is kept out of afterwards. */
+void readmit_all(int fd);
+
+/*
+ * A virtual machine in real mode, the memory of which is @len bytes at @mem. False
+ * if there is none: with a reason if there can be none here.
+ */
+struct kvm_guest {
+	int kvm, vm, vcpu, size;
+	struct kvm_run *run;
+};
+bool kvm_guest_open(struct kvm_guest *guest, void *mem, size_t len,
+		    const char **reason);
+/* Runs from an address until it halts; false if it doesn't. */
+bool kvm_guest_run(struct kvm_guest *guest, __u64 address);
+bool kvm_guest_close(struct kvm_guest *guest);
+
+/*
+ * One that runs in a thread of its own, in the first MACHINE_LEN bytes of memory:
+ * each run increments the word that begins each of some pages, again and again.
+ */
+#define MACHINE_LEN (16 * P2M_PAGE_SIZE)
+struct machine {
+	struct kvm_guest guest;
+	pthread_t thread;
+	char *mem;
+	bool stop;
+	bool has_failed;
+	__u64 nr_done;
+};
+/* As kvm_guest_open(), and it has run at least once. */
+bool machine_start(struct machine *machine, char *mem, const char **reason);
+/* How often it has run. */
+__u64 machine_runs(const struct machine *machine);
+/* True if all went well, and all words are what they have to be. */
+bool machine_stop(struct machine *machine);
 
 /* A device for I/O that doesn't copy, of @len bytes or more; -1 if there's none. */
 int open_loop_device(size_t len);

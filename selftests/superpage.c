@@ -872,6 +872,80 @@ TEST_F_TIMEOUT(superpage, policy_goes_with_what_makes_sense, 120)
 	test_cmd_region_destroy(self->fd, cmd.base_pfn);
 }
 
+/* A guest has the first pages of one, while it is moved, split and collapsed. */
+TEST_F(superpage, kvm_guest_goes_on_in_it)
+{
+	char *mem = page_at(self, SP_PFN(1));
+	struct machine machine;
+	const char *reason;
+	unsigned int round;
+	__u64 before;
+
+	fill_all(self);
+	memset(mem, 0, MACHINE_LEN);
+	EXPECT_EQ(NR_SP * SP_KIB, huge_kib(self->mem, LEN));
+	if (!machine_start(&machine, mem, &reason)) {
+		ASSERT_NE(NULL, reason);
+		SKIP(return, "%s", reason);
+	}
+	before = machine_runs(&machine);
+	for (round = 0; round < 5; round++) {
+		/* As a whole, a part, and as a whole again. */
+		EXPECT_EQ(SP, move(0, SP_PFN(1), SP, P2M_POLICY_ANY).out_pages);
+		EXPECT_EQ(8, move(0, SP_PFN(1) + 4, 8, P2M_POLICY_ANY).out_pages);
+		EXPECT_FALSE(is_superpage(self->fd, SP_PFN(1)));
+		EXPECT_EQ(1, collapse(0, SP_PFN(1), SP).out_superpages);
+		EXPECT_TRUE(is_superpage(self->fd, SP_PFN(1)));
+		exchange(0, SP_PFN(1), SP_PFN(2), SP);
+		expect_sound(_metadata, self->fd, NR_PAGES, ANY_NR_PINNED);
+	}
+	EXPECT_LT(before, machine_runs(&machine));
+	EXPECT_TRUE(machine_stop(&machine));
+	EXPECT_EQ(SP_PFN(1), first_bad(self, BASE_PFN, SP_PFN(1)));
+	EXPECT_EQ(END_PFN, first_bad(self, SP_PFN(1) + 16, END_PFN));
+}
+
+/* A dma-buf of a part pins all of each superpage, and shows what is in it. */
+TEST_F(superpage, dma_buf_of_a_part_pins_it)
+{
+	struct p2m_dma_buf_export cmd = {
+		.size = sizeof(cmd),
+		RANGE(SP_PFN(1) + 500, 40),
+		.fd_flags = O_RDWR | O_CLOEXEC,
+	};
+	char *mem;
+	__u64 i;
+
+	fill_all(self);
+	if (ioctl(self->fd, P2M_DMA_BUF_EXPORT, &cmd)) {
+		ASSERT_EQ(EOPNOTSUPP, errno);
+		SKIP(return, "the kernel has no dma-bufs");
+	}
+	expect_sound(_metadata, self->fd, NR_PAGES, 2 * SP);
+	mem = mmap(NULL, 40 * P2M_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED,
+		   cmd.out_fd, 0);
+	ASSERT_NE(MAP_FAILED, mem);
+	for (i = 0; i < 40; i++)
+		ASSERT_TRUE(page_matches(mem + i * P2M_PAGE_SIZE,
+					 tag_of(SP_PFN(1) + 500 + i)));
+	EXPECT_EQ(2 * SP, move(0, SP_PFN(1), 2 * SP, P2M_POLICY_ANY).out_busy);
+	release(EBUSY, SP_PFN(1) + 9, 1);
+	EXPECT_EQ(NR_SP, nr_superpages(self->fd, FIRST_PFN, NR_SP));
+	/* It outlives what it was made of. */
+	release(0, SP_PFN(1), 2 * SP);
+	expect_sound(_metadata, self->fd, NR_PAGES - 2 * SP, 0);
+	for (i = 0; i < 40; i++)
+		ASSERT_TRUE(page_matches(mem + i * P2M_PAGE_SIZE,
+					 tag_of(SP_PFN(1) + 500 + i)));
+	populate(0, SP_PFN(1), 2 * SP);
+	page_fill(mem, 7);
+	EXPECT_EQ(P2M_PAGE_SIZE, first_nonzero(page_at(self, SP_PFN(1) + 500),
+					       P2M_PAGE_SIZE));
+	munmap(mem, 40 * P2M_PAGE_SIZE);
+	ASSERT_EQ(0, close(cmd.out_fd));
+	EXPECT_EQ(SP, move(0, SP_PFN(1), SP, P2M_POLICY_ANY).out_pages);
+}
+
 TEST_F(superpage, touch_takes_all_of_it)
 {
 	__u64 base = 0, nr = 3 * SP;
@@ -1220,7 +1294,7 @@ TEST_F_TIMEOUT(superpage, nothing_is_lost_while_all_frames_change, 300)
 		sp = base + next_random(&state) % (STRESS_SP - 2) * SP;
 		move(0, sp, 2 * SP, P2M_POLICY_SCATTER);
 		/* 16 MiB of the machine around a frame. */
-		mfn = pfn_to_entry(self->fd, sp + 5) & ~4095ULL;
+		mfn = window_of(self->fd, sp + 5, 4096);
 		evacuate(0, mfn, 4096, 0);
 		exchange(0, base + 3 * SP, base + 64 * SP, 32 * SP);
 		exchange(0, base + 7, base + 100 * SP + 99, SP + 1);
