@@ -354,6 +354,7 @@ pub(crate) fn access(domain: &Domain, command: &mut abi::p2m_space_access) -> Re
     let nr_words = command.nr_words as usize;
     let mut words = KVVec::new();
     if command.op != abi::P2M_ACCESS_CHECKSUM {
+        domain.injection().check(ENOMEM)?;
         words.resize(nr_words, 0u64, GFP_KERNEL_ACCOUNT)?;
     }
     let buffer = abi::user_slice::<u64>(command.buffer, command.nr_words)?;
@@ -381,6 +382,8 @@ pub(crate) fn access(domain: &Domain, command: &mut abi::p2m_space_access) -> Re
             nr_levels: space.format().nr_levels,
             frames: &|mfn| host.use_of(mfn),
         };
+        // For its private tables.
+        domain.injection().check(ENOMEM)?;
         // SAFETY: Tables and frames of the domain stay what they are under its lock.
         unsafe { cpu::run(&tables, command.address, access) }
     })?;

@@ -412,8 +412,7 @@ static int run_space_access(const struct domain *d)
 }
 
 /* The processor sets accessed bits in the tables. */
-COMMAND(space_access, P2M_SPACE_ACCESS, .is_safe = true, .half_way = true,
-	.run = run_space_access);
+COMMAND(space_access, P2M_SPACE_ACCESS, .half_way = true, .run = run_space_access);
 
 static int run_release(const struct domain *d)
 {
