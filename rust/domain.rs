@@ -55,6 +55,7 @@ use crate::{
         Filtered,
         Origin,
         Pages,
+        Returned,
         Source, //
     },
     inject::Injection,
@@ -535,7 +536,7 @@ impl Domain {
         let result = result.and_then(|()| self.install_guards(writer, &mut source));
         if let Err(error) = result {
             // With their guards.
-            self.depopulate(writer, range, |gone| self.take_back(gone));
+            self.depopulate_for_good(writer, range, |_| ());
             for &mfn in frames.iter().skip(nr_installed) {
                 Source::take_back(Gone::Frame(mfn));
             }
@@ -611,9 +612,30 @@ impl Domain {
     /// Takes back what has left the maps, as [`Source::take_back()`] does.
     fn take_back(&self, gone: Gone) {
         if Source::take_back(gone) {
-            self.nr_superpages.fetch_sub(1, Relaxed);
-            NR_SUPERPAGES.fetch_sub(1, Relaxed);
+            self.discount_superpage();
         }
+    }
+
+    /// Takes a range out of all page tables and out of the maps, and its frames back. Passes what has
+    /// left the maps to `report`.
+    fn depopulate_for_good(
+        &self,
+        writer: &mut Writer,
+        range: PfnRange,
+        mut report: impl FnMut(Gone),
+    ) {
+        let mut returned = Returned::new();
+        self.depopulate(writer, range, |gone| {
+            report(gone);
+            if returned.take_back(gone) {
+                self.discount_superpage();
+            }
+        });
+    }
+
+    fn discount_superpage(&self) {
+        self.nr_superpages.fetch_sub(1, Relaxed);
+        NR_SUPERPAGES.fetch_sub(1, Relaxed);
     }
 
     /// Counts a superpage that is in the maps now.
@@ -639,7 +661,7 @@ impl Domain {
             return Err(EBUSY);
         }
         let region = state.remove(base).ok_or(ENOENT)?;
-        self.depopulate(&mut state.writer, region.range, |gone| self.take_back(gone));
+        self.depopulate_for_good(&mut state.writer, region.range, |_| ());
         self.update_end(&mut state);
         trace_region(self.id, range, false);
         drop(state);
@@ -773,9 +795,10 @@ impl PinnedDrop for Domain {
         let nr_frames = writer.nr_frames();
         for region in regions.values() {
             let nr_superpages = &this.nr_superpages;
+            let mut returned = Returned::new();
             this.maps
                 .clear(writer, this.store, &tracer, region.range, |gone| {
-                    if Source::take_back(gone) {
+                    if returned.take_back(gone) {
                         nr_superpages.fetch_sub(1, Relaxed);
                         NR_SUPERPAGES.fetch_sub(1, Relaxed);
                     }

@@ -20,6 +20,7 @@ extern "C" {
     pub(crate) fn p2m_page_mapcount(page: *mut bindings::page) -> c_int;
     pub(crate) fn p2m_get_page(page: *mut bindings::page);
     pub(crate) fn p2m_put_page(page: *mut bindings::page);
+    pub(crate) fn p2m_put_pages(pages: *mut *mut bindings::page, nr: c_int);
     pub(crate) fn p2m_is_compound(page: *const bindings::page) -> bool;
     pub(crate) fn p2m_open_from(start: c_ulong, end: c_ulong, nid: c_int) -> c_ulong;
     pub(crate) fn p2m_alloc_superpage_at(gfp: bindings::gfp_t, pfn: c_ulong)

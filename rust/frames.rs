@@ -212,17 +212,22 @@ impl Source {
     ///
     /// Returns whether that was a superpage.
     pub(crate) fn take_back(gone: Gone) -> bool {
+        Self::take_back_by(gone, |mfn| Source.free(mfn))
+    }
+
+    /// As [`take_back()`](Self::take_back), where `free` gives up the reference to a frame.
+    fn take_back_by(gone: Gone, free: impl FnOnce(Mfn)) -> bool {
         match gone {
             Gone::Frame(mfn) if Self::is_superpage(mfn) => {
                 let is_last = mfn.get() % SUPERPAGE_PAGES == SUPERPAGE_PAGES - 1;
                 if is_last {
-                    Source.free(mfn);
+                    free(mfn);
                 }
                 is_last
             }
             // Of a foreign one it's our reference that goes.
             Gone::Frame(mfn) | Gone::Guard(mfn) | Gone::Foreign(mfn) => {
-                Source.free(mfn);
+                free(mfn);
                 false
             }
         }
@@ -466,6 +471,60 @@ impl Drop for Pages {
             // SAFETY: By the type invariants, which give up the reference here.
             unsafe { ffi::p2m_put_page(page) };
         }
+    }
+}
+
+/// Frames on their way back. The kernel takes many at once for less than one after the other. Those
+/// that are left go when this is dropped.
+///
+/// # Invariants
+///
+/// The first `nr` are valid pages, to each of which we have a reference.
+pub(crate) struct Returned {
+    pages: [*mut bindings::page; Self::MAX],
+    nr: usize,
+}
+
+impl Returned {
+    /// How many go at once: a few of the kernel's batches, and not much of a stack.
+    const MAX: usize = 64;
+
+    pub(crate) fn new() -> Self {
+        // INVARIANT: There are none.
+        Self {
+            pages: [ptr::null_mut(); Self::MAX],
+            nr: 0,
+        }
+    }
+
+    /// Takes what has left the maps, as [`Source::take_back()`] does.
+    pub(crate) fn take_back(&mut self, gone: Gone) -> bool {
+        Source::take_back_by(gone, |mfn| self.push(mfn))
+    }
+
+    fn push(&mut self, mfn: Mfn) {
+        if self.nr == Self::MAX {
+            self.put();
+        }
+        if let Some(place) = self.pages.get_mut(self.nr) {
+            *place = Source::page(mfn);
+            // INVARIANT: The reference was the domain's. OVERFLOW: There was a place.
+            self.nr += 1;
+        }
+    }
+
+    fn put(&mut self) {
+        // CAST: There are at most `MAX`.
+        // SAFETY: By the type invariants. The references are given up here.
+        unsafe { ffi::p2m_put_pages(self.pages.as_mut_ptr(), self.nr as c_int) };
+        // INVARIANT: There are none.
+        self.nr = 0;
+    }
+}
+
+impl Drop for Returned {
+    fn drop(&mut self) {
+        self.put();
     }
 }
 

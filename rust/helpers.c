@@ -58,6 +58,11 @@ void p2m_put_page(struct page *page)
 	put_page(page);
 }
 
+void p2m_put_pages(struct page **pages, int nr)
+{
+	release_pages(pages, nr);
+}
+
 bool p2m_is_compound(const struct page *page)
 {
 	return PageCompound(page);

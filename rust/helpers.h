@@ -23,6 +23,7 @@ int p2m_page_count(const struct page *page);
 int p2m_page_mapcount(struct page *page);
 void p2m_get_page(struct page *page);
 void p2m_put_page(struct page *page);
+void p2m_put_pages(struct page **pages, int nr);
 bool p2m_is_compound(const struct page *page);
 unsigned long p2m_open_from(unsigned long start, unsigned long end, int nid);
 struct page *p2m_alloc_superpage_at(gfp_t gfp, unsigned long pfn);

@@ -96,9 +96,8 @@ impl Domain {
         self.split_cut(&mut state, range)?;
         self.unfold(&mut state.writer, range, true)?;
         let mut nr_pages = 0;
-        self.depopulate(&mut state.writer, range, |gone| {
+        self.depopulate_for_good(&mut state.writer, range, |gone| {
             nr_pages += u64::from(!matches!(gone, Gone::Guard(_)));
-            self.take_back(gone);
         });
         Ok(nr_pages)
     }
