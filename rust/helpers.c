@@ -21,7 +21,7 @@
 #include "helpers.h"
 
 /* See compat.rs. */
-static_assert(VM_MAYSHARE == VM_SHARED << 4);
+static_assert((VM_SHARED << 4) == VM_MAYSHARE);
 
 unsigned long p2m_page_to_pfn(const struct page *page)
 {
