@@ -24,6 +24,7 @@ p2m: a pseudo-physical to machine mapping, as a kernel module in Rust
   make soak       all operations at once for an hour, under pressure and kills:
                   SOAK='--minutes N'
   make bench      measure it side by side with what people use today
+  make bench-guest the same for kernels in regions, beside anonymous memory
   make bench-crash the same for crash kernels, beside kdump
   make check      formatting, lints and warnings
   make shell      a guest with the module loaded and p2m in the PATH
@@ -71,6 +72,9 @@ bench: module
 	@qemu/enter make bench
 	@qemu/bench
 
+bench-guest: module tools selftests
+	@qemu/guest --log bench-guest --timeout 3600 -- qemu/with-module qemu/bench-guest $(RUNS)
+
 bench-crash: module tools
 	@qemu/bench-crash
 
@@ -92,5 +96,5 @@ clean:
 update:
 	@qemu/update
 
-.PHONY: help run test test-crash test-debug fuzz fuzz-pure soak bench bench-crash check shell module tools selftests clean update
+.PHONY: help run test test-crash test-debug fuzz fuzz-pure soak bench bench-guest bench-crash check shell module tools selftests clean update
 endif
