@@ -657,25 +657,15 @@ TEST_F(edu, damages_have_to_be_permitted)
 	EXPECT_EQ(0, check_guards(_metadata, self->fd, BASE, NR_PAGES, 0).out_broken);
 }
 
-static bool write_file(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-	bool ok = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
-
-	if (fd >= 0)
-		close(fd);
-	return ok;
-}
-
 TEST_F(edu, may_be_unbound_while_it_is_open)
 {
 	struct p2m_edu_copy copy = make_copy(self, variant, 0);
 
 	copy.length = 10;
-	ASSERT_TRUE(write_file("/sys/bus/pci/drivers/p2m_edu/unbind", self->name));
+	ASSERT_TRUE(write_text("/sys/bus/pci/drivers/p2m_edu/unbind", self->name));
 	ASSERT_EQ(-1, ioctl(self->device, P2M_EDU_COPY, &copy));
 	EXPECT_EQ(ENODEV, errno);
-	ASSERT_TRUE(write_file("/sys/bus/pci/drivers/p2m_edu/bind", self->name));
+	ASSERT_TRUE(write_text("/sys/bus/pci/drivers/p2m_edu/bind", self->name));
 	ASSERT_EQ(0, ioctl(self->device, P2M_EDU_COPY, &copy));
 	EXPECT_EQ(10, first_difference(self->data, self->before + OFFSET, 10));
 }

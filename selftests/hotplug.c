@@ -23,19 +23,6 @@
 
 #define MEMORY "/sys/devices/system/memory"
 
-static bool write_text(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-	bool is_good = fd >= 0 &&
-		       write(fd, text, strlen(text)) == (ssize_t)strlen(text);
-	int saved_errno = errno;
-
-	if (fd >= 0)
-		close(fd);
-	errno = saved_errno;
-	return is_good;
-}
-
 static bool read_text(const char *path, char *text, size_t size)
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC);

@@ -38,18 +38,6 @@ static __u64 file_number(const char *path, const char *name)
 	return value;
 }
 
-static int file_write(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-	ssize_t ret;
-
-	if (fd < 0)
-		return -1;
-	ret = write(fd, text, strlen(text));
-	close(fd);
-	return ret == (ssize_t)strlen(text) ? 0 : -1;
-}
-
 static __u64 nr_oom_kills(void)
 {
 	return file_number("/proc/vmstat", "oom_kill");
@@ -254,16 +242,16 @@ FIXTURE_SETUP(cgroup)
 		SKIP(return, "no control groups, version 2");
 	self->total_pages = total_pages();
 	snprintf(path, sizeof(path), "%s/cgroup.subtree_control", self->root);
-	file_write(path, "+memory");
+	write_text(path, "+memory");
 	snprintf(self->dir, sizeof(self->dir), "%s/p2m-test", self->root);
 	ASSERT_EQ(0, mkdir(self->dir, 0755));
 	self->made = true;
 	snprintf(path, sizeof(path), "%s/memory.max", self->dir);
 	snprintf(text, sizeof(text), "%llu", CGROUP_MIB << 20);
-	if (file_write(path, text))
+	if (!write_text(path, text))
 		SKIP(return, "no memory controller");
 	snprintf(path, sizeof(path), "%s/cgroup.procs", self->dir);
-	ASSERT_EQ(0, file_write(path, "0"));
+	ASSERT_TRUE(write_text(path, "0"));
 }
 
 FIXTURE_TEARDOWN_PARENT(cgroup)

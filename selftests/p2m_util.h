@@ -293,6 +293,9 @@ char *qemu_ask(struct qemu *qemu, const char *command);
 bool qemu_read(struct qemu *qemu, __u64 mfn, void *page);
 void qemu_close(struct qemu *qemu);
 
+/* Writes all of a text to a file that exists. Returns whether it did, or else sets errno. */
+bool write_text(const char *path, const char *text);
+
 __u64 now_ms(void);
 /* A pseudo-random sequence that is the same in every run. */
 __u64 next_random(__u64 *state);

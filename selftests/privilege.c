@@ -357,16 +357,6 @@ static int access_by_processor(int fd)
 	return ioctl(fd, P2M_SPACE_ACCESS, &cmd);
 }
 
-static int write_file(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-	ssize_t ret = fd < 0 ? -1 : write(fd, text, strlen(text));
-
-	if (fd >= 0)
-		close(fd);
-	return ret == (ssize_t)strlen(text) ? 0 : -1;
-}
-
 /* It has all capabilities there, but none that count. */
 TEST(root_of_a_user_namespace_is_nobody)
 {
@@ -378,7 +368,7 @@ TEST(root_of_a_user_namespace_is_nobody)
 		SKIP(return, "no " P2M_DEVICE ", or not root");
 	if (unshare(CLONE_NEWUSER))
 		SKIP(return, "no user namespaces");
-	ASSERT_EQ(0, write_file("/proc/self/uid_map", "0 0 1"));
+	ASSERT_TRUE(write_text("/proc/self/uid_map", "0 0 1"));
 	ASSERT_EQ(0, geteuid());
 	fd = p2m_open();
 	ASSERT_LE(0, fd);

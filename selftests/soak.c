@@ -41,18 +41,6 @@ static __u64 seconds(void)
 	return all / NR_TESTS;
 }
 
-static int write_text(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-	ssize_t ret;
-
-	if (fd < 0)
-		return -1;
-	ret = write(fd, text, strlen(text));
-	close(fd);
-	return ret == (ssize_t)strlen(text) ? 0 : -1;
-}
-
 static __u64 below(__u64 *rng, __u64 n)
 {
 	return next_random(rng) % n;
@@ -684,7 +672,7 @@ static void own_and_take(__u64 seed)
 	int fd;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	if (write_text(GROUP "/cgroup.procs", "0"))
+	if (!write_text(GROUP "/cgroup.procs", "0"))
 		_exit(1);
 	fd = p2m_open();
 	if (fd < 0 || _test_cmd_region_create(fd, 0, P2M_POLICY_ANY, OWN_PAGES,
@@ -716,7 +704,7 @@ TEST_F_TIMEOUT(soak, owners_killed_for_memory_leave_nothing, TIMEOUT)
 	if (mkdir(GROUP, 0755) && errno != EEXIST)
 		SKIP(return, "no control groups");
 	snprintf(text, sizeof(text), "%d", GROUP_MIB << 20);
-	if (write_text(GROUP "/memory.max", text)) {
+	if (!write_text(GROUP "/memory.max", text)) {
 		rmdir(GROUP);
 		SKIP(return, "no memory controller");
 	}
@@ -747,7 +735,7 @@ static bool set_online(int cpu, bool is_online)
 	char path[96];
 
 	snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d/online", cpu);
-	return !write_text(path, is_online ? "1" : "0");
+	return write_text(path, is_online ? "1" : "0");
 }
 
 TEST_F_TIMEOUT(soak, processors_come_and_go, TIMEOUT)
