@@ -32,7 +32,8 @@ use kernel::{
 
 use crate::{
     frames::LowMemory,
-    image::Notifier, //
+    image::Notifier,
+    operations::Operations, //
 };
 
 mod abi;
@@ -46,6 +47,8 @@ mod image;
 #[path = "../rust/ioctl.rs"]
 mod ioctl;
 mod iommu;
+#[path = "../rust/operations.rs"]
+mod operations;
 #[forbid(unsafe_code)]
 #[path = "../rust/pure/mod.rs"]
 pub mod pure;
@@ -72,15 +75,21 @@ struct P2mCrash {
 }
 
 impl kernel::InPlaceModule for P2mCrash {
-    fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
+    fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         let options = MiscDeviceOptions { name: c"p2m_crash" };
         // Initialised in this order: the device is visible last.
         try_pin_init!(Self {
-            _notifier: Notifier::new()?,
+            _notifier: {
+                OPERATIONS.prepare::<Session>(options, module, |_| ())?;
+                Notifier::new()?
+            },
             _device <- MiscDeviceRegistration::register(options),
         })
     }
 }
+
+/// The operations of files that are sessions.
+static OPERATIONS: Operations = Operations::new();
 
 /// An open `/dev/p2m_crash`. What it's about is there once for the machine.
 #[pin_data]
@@ -106,7 +115,9 @@ macro_rules! dispatch {
 impl MiscDevice for Session {
     type Ptr = Pin<KBox<Self>>;
 
-    fn open(_file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
+    fn open(file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
+        // SAFETY: It's a file of ours, and this is what opens it.
+        unsafe { OPERATIONS.give(file) }?;
         // SAFETY: It has no requirements.
         if !unsafe { bindings::capable(bindings::CAP_SYS_BOOT as c_int) } {
             return Err(EPERM);

@@ -3,7 +3,6 @@
 //! `/dev/p2m`: the file operations, and which command is handled where.
 
 use kernel::{
-    bindings,
     fs::{
         File,
         Kiocb, //
@@ -18,7 +17,6 @@ use kernel::{
     prelude::*,
     seq_file::SeqFile,
     seq_print,
-    sync::SetOnce,
     uaccess::UserPtr, //
 };
 
@@ -33,36 +31,23 @@ use crate::{
         CHUNK,
         ENTRY_SIZE, //
     },
-    compat,
     dma_buf,
     dma_commands,
     domain::Domain,
     live_commands,
+    operations::Operations,
     space_commands,
     vma, //
 };
 
-/// The operations of files that are domains. They are never written to.
-struct Operations(bindings::file_operations);
-
-// SAFETY: It is only read.
-unsafe impl Send for Operations {}
-// SAFETY: As above.
-unsafe impl Sync for Operations {}
-
-/// The operations of a misc device, and what these don't have.
-static OPERATIONS: SetOnce<Operations> = SetOnce::new();
+/// The operations of files that are domains.
+static OPERATIONS: Operations = Operations::new();
 
 /// Makes the operations of files. To be called once, before there are any.
 pub(crate) fn prepare(options: MiscDeviceOptions, module: &'static ThisModule) -> Result {
-    // SAFETY: The operations of a misc device are a constant.
-    let mut operations = unsafe { *options.into_raw::<Domain>().fops };
-    operations.get_unmapped_area = Some(vma::get_unmapped_area);
-    operations.owner = module.as_ptr();
-    match OPERATIONS.populate(Operations(operations)) {
-        true => Ok(()),
-        false => Err(EBUSY),
-    }
+    OPERATIONS.prepare::<Domain>(options, module, |operations| {
+        operations.get_unmapped_area = Some(vma::get_unmapped_area);
+    })
 }
 
 /// Calls the handler of a command by its number.
@@ -80,12 +65,8 @@ impl MiscDevice for Domain {
     type Ptr = Pin<KBox<Self>>;
 
     fn open(file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
-        let operations = OPERATIONS.as_ref().ok_or(ENODEV)?;
-        // SAFETY: The file is being opened, so nobody uses it yet. The operations are there as long as
-        // the module.
-        if !unsafe { compat::replace_operations(file.as_ptr(), &operations.0) } {
-            return Err(ENODEV);
-        }
+        // SAFETY: It's a file of ours, and this is what opens it.
+        unsafe { OPERATIONS.give(file) }?;
         Domain::new(file)
     }
 

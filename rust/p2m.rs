@@ -49,6 +49,7 @@ mod ioctl;
 mod kunit;
 mod live_commands;
 mod mapping;
+mod operations;
 #[forbid(unsafe_code)]
 pub mod pure;
 mod space;

@@ -147,6 +147,20 @@ static int open_crash(void)
 	return open(P2M_CRASH_DEVICE, O_RDWR | O_CLOEXEC);
 }
 
+/* How many hold the module, by the kernel, or -1. */
+static int references(void)
+{
+	FILE *file = fopen("/sys/module/p2m_crash/refcnt", "re");
+	int nr = -1;
+
+	if (file) {
+		if (fscanf(file, "%d", &nr) != 1)
+			nr = -1;
+		fclose(file);
+	}
+	return nr;
+}
+
 /* For good, in this process. */
 static int drop_cap_sys_boot(void)
 {
@@ -691,6 +705,35 @@ TEST_F(crash, opening_needs_CAP_SYS_BOOT)
 	ASSERT_EQ(0, drop_cap_sys_boot());
 	EXPECT_EQ(-1, open_crash());
 	EXPECT_EQ(EPERM, errno);
+}
+
+TEST_F(crash, files_and_what_is_loaded_hold_the_module)
+{
+	int before = references();
+	int fd, status;
+	pid_t child;
+
+	ASSERT_LE(0, before);
+	fd = open_crash();
+	ASSERT_LE(0, fd);
+	EXPECT_EQ(before + 1, references());
+	close(fd);
+	EXPECT_EQ(before, references());
+
+	child = fork();
+	ASSERT_LE(0, child);
+	if (!child)
+		_exit(drop_cap_sys_boot() || open_crash() >= 0);
+	ASSERT_EQ(child, waitpid(child, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_EQ(before, references());
+
+	if (self->info.out_refusal)
+		SKIP(return, "refused");
+	ASSERT_EQ(0, load(self->fd));
+	EXPECT_EQ(before + 1, references());
+	ASSERT_EQ(0, unload(self->fd));
+	EXPECT_EQ(before, references());
 }
 
 TEST_F(crash, descriptor_gives_no_right_to_load_or_unload)
