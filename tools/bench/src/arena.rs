@@ -9,7 +9,7 @@ use std::alloc::{self, Layout};
 use std::cell::Cell;
 
 use p2m_pure::entry::{Entry, INVALID};
-use p2m_pure::frame::{Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn};
+use p2m_pure::frame::{Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn, PfnRange};
 use p2m_pure::map::{Maps, Writer};
 use p2m_pure::paging::TablePages;
 use p2m_pure::pv::{Busy, Machine};
@@ -177,15 +177,31 @@ impl Domain {
             claims_writer,
             memory: None,
         };
+        domain.fill(mfns);
+        domain
+    }
+
+    /// Puts frames at the PFNs from 0 on.
+    pub(crate) fn fill(&mut self, mfns: impl IntoIterator<Item = u64>) {
         for (pfn, mfn) in (0..).zip(mfns) {
             let entry = Entry::Present(Mfn::new(mfn).expect("MFNs are small"));
             let pfn = Pfn::new(pfn).expect("PFNs are small");
-            let old = domain
+            let old = self
                 .maps
-                .set(&mut domain.writer, &domain.store, &(), pfn, entry);
+                .set(&mut self.writer, &self.store, &(), pfn, entry);
             assert_eq!(old, Ok(Entry::Invalid));
         }
-        domain
+    }
+
+    /// Empties the first PFNs, and returns something that depends on all frames that were there.
+    pub(crate) fn clear(&mut self, nr_pages: u64) -> u64 {
+        let range = PfnRange::new(0, nr_pages).expect("PFNs are small");
+        let mut sum = 0;
+        self.maps
+            .clear(&mut self.writer, &self.store, &(), range, |gone| {
+                sum ^= gone.mfn().get();
+            });
+        sum
     }
 
     /// Gives the domain memory for its frames from `first` on, and makes PFNs a table pool.

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, ensure};
 use p2m::{Access, Domain, Mapping, Pfn, Policy, Populate, Region};
 use rustix::io::pread;
 
+use crate::Only;
 use crate::host::Random;
 use crate::race::{Contestant, Samples, nanoseconds, race};
 use crate::report::{Figure, Goal, Part};
@@ -516,7 +517,7 @@ impl Sizes {
 }
 
 /// Measures the module. The results are written as they come, as a guest may be killed.
-pub(crate) fn measure(path: &Path) -> Result<()> {
+pub(crate) fn measure(path: &Path, only: &Only) -> Result<()> {
     // Only who asks for large pages gets them, and pages stay where they are put.
     fs::write("/sys/kernel/mm/transparent_hugepage/enabled", "madvise")?;
     let _ = fs::write("/proc/sys/kernel/numa_balancing", "0");
@@ -536,26 +537,37 @@ pub(crate) fn measure(path: &Path) -> Result<()> {
         eprintln!("guest: {what}");
         bench.part.clone().write(path)
     };
-    let rig = Rig::new(64 * MIB, Policy::SCATTER)?;
-    bench.translate_one(&rig)?;
-    drop(rig);
-    done(&bench, "one translation")?;
+    if only.wants(&["one translation"]) {
+        let rig = Rig::new(64 * MIB, Policy::SCATTER)?;
+        bench.translate_one(&rig)?;
+        done(&bench, "one translation")?;
+    }
     for nr_threads in [1, 4] {
-        bench.fault_in(sizes.faults, nr_threads)?;
-        done(&bench, "faults")?;
-        bench.moves(sizes.moves, nr_threads)?;
-        done(&bench, "moves")?;
+        if only.wants(&["fault-in"]) {
+            bench.fault_in(sizes.faults, nr_threads)?;
+            done(&bench, "faults")?;
+        }
+        if only.wants(&["move mapped pages"]) {
+            bench.moves(sizes.moves, nr_threads)?;
+            done(&bench, "moves")?;
+        }
     }
-    for bytes in [4 * MIB, 64 * MIB, GIB] {
-        bench.memory(bytes)?;
+    if only.wants(&["memory of P2M and M2P"]) {
+        for bytes in [4 * MIB, 64 * MIB, GIB] {
+            bench.memory(bytes)?;
+        }
+        done(&bench, "memory")?;
     }
-    done(&bench, "memory")?;
-    bench.create_and_destroy(sizes.region)?;
-    done(&bench, "regions")?;
-    for name in ["any", "scatter"] {
-        let rig = Rig::new(sizes.region, policy(name).context("a policy is gone")?)?;
-        bench.translate_all(&rig, name)?;
-        done(&bench, "all translations")?;
+    if only.wants(&["create, map and touch", "unmap and destroy"]) {
+        bench.create_and_destroy(sizes.region)?;
+        done(&bench, "regions")?;
+    }
+    if only.wants(&["bulk translation"]) {
+        for name in ["any", "scatter"] {
+            let rig = Rig::new(sizes.region, policy(name).context("a policy is gone")?)?;
+            bench.translate_all(&rig, name)?;
+            done(&bench, "all translations")?;
+        }
     }
     // As they are listed elsewhere.
     let place = |figure: &Figure| {

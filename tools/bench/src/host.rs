@@ -5,14 +5,16 @@
 use std::cell::Cell;
 use std::hint::black_box;
 
-use p2m_pure::entry::Entry;
-use p2m_pure::frame::{Mfn, PAGE_SHIFT, Pfn};
+use p2m_pure::entry::{Entry, INVALID};
+use p2m_pure::frame::{Mfn, PAGE_SHIFT, Pfn, PfnRange};
 use p2m_pure::map::Which;
 use p2m_pure::pv::{self, Machine, MmuOps, Pte, bits};
+use p2m_pure::runs::Runs;
 
+use crate::Only;
 use crate::arena::{Domain, Memory};
 use crate::paging;
-use crate::race::{Contestant, Samples, race};
+use crate::race::{Contestant, Samples, cpu_time, race};
 use crate::report::{Curve, Figure, Goal, Part};
 
 /// SplitMix64, to have the same order in each run.
@@ -312,7 +314,7 @@ fn hook(space: &Space, order: Order, is_make: bool, nr_rounds: usize) -> Vec<Sam
 }
 
 /// Audits maps, which looks at all of both. The peer looks at each word once, in the same order.
-fn audit(space: &Space, nr_rounds: usize) -> Vec<Samples> {
+fn audit(space: &mut Space, nr_rounds: usize) -> Vec<Samples> {
     let (maps, store) = (&space.domain.maps, &space.domain.store);
     let nr_pages = space.nr_pages as usize;
     let [samples] = race(
@@ -327,6 +329,61 @@ fn audit(space: &Space, nr_rounds: usize) -> Vec<Samples> {
                 let m2p = (FIRST_MFN..).zip(&space.m2p);
                 let m2p = m2p.filter(|&(mfn, &pfn)| space.p2m[pfn as usize] == mfn);
                 p2m.count() + m2p.count()
+            }),
+        ],
+    );
+    samples
+}
+
+/// Finds all runs. The peer looks at each word once.
+fn runs(space: &mut Space, nr_rounds: usize) -> Vec<Samples> {
+    let (maps, store) = (&space.domain.maps, &space.domain.store);
+    let range = PfnRange::new(0, space.nr_pages.into()).expect("PFNs are small");
+    let [samples] = race(
+        nr_rounds,
+        vec![
+            Contestant::timed("runs", space.p2m.len(), || {
+                Runs::new(maps, store, range).fold(0, |sum, run| sum ^ run.entry.raw())
+            }),
+            Contestant::timed("chunks of a slice", space.p2m.len(), || {
+                let runs = space.p2m.chunk_by(|mfn, next| mfn + 1 == *next);
+                runs.fold(0, |sum, run| sum ^ run[0])
+            }),
+        ],
+    );
+    samples
+}
+
+/// Empties the maps, which is timed, and fills them again. The peer empties both arrays.
+fn destroy(space: &mut Space, nr_rounds: usize) -> Vec<Samples> {
+    let nr_pages = u64::from(space.nr_pages);
+    let Space {
+        domain, p2m, m2p, ..
+    } = space;
+    let mut arrays = (p2m.clone(), m2p.clone());
+    let [samples] = race(
+        nr_rounds,
+        vec![
+            Contestant::new("maps", || {
+                let start = cpu_time();
+                black_box(domain.clear(nr_pages));
+                let time = cpu_time() - start;
+                domain.fill(p2m.iter().copied());
+                [time / nr_pages as f64]
+            }),
+            Contestant::new("two stores", || {
+                let start = cpu_time();
+                let mut sum = 0;
+                for word in &mut arrays.0 {
+                    let mfn = std::mem::replace(word, INVALID);
+                    arrays.1[(mfn - FIRST_MFN) as usize] = INVALID;
+                    sum ^= mfn;
+                }
+                black_box(sum);
+                let time = cpu_time() - start;
+                arrays.0.copy_from_slice(p2m);
+                arrays.1.copy_from_slice(m2p);
+                [time / nr_pages as f64]
             }),
         ],
     );
@@ -391,7 +448,7 @@ fn growth(spaces: &[Space], order: Order, nr_rounds: usize) -> (Vec<Figure>, Vec
 }
 
 /// Measures the pure code.
-pub(crate) fn measure() -> Part {
+pub(crate) fn measure(only: &Only) -> Part {
     let mut part = Part::new();
     let goals = [1.2, 1.5, 2.0, 1.0].map(|limit| Some(Goal::AtMost(limit)));
     let [lookup_goal, reverse_goal, hook_goal, build_goal] = goals;
@@ -400,7 +457,11 @@ pub(crate) fn measure() -> Part {
     let sizes = sizes.map(|log_pages: u32| 1_u32 << log_pages);
     // Both maps, both arrays, and the order.
     let enough = |nr_pages: u32| part.machine.memory_bytes / 2 > u64::from(nr_pages) * 40;
-    let (sizes, too_large): (Vec<u32>, Vec<u32>) = sizes.into_iter().partition(|&nr| enough(nr));
+    // What is as large as that is for these only.
+    let needs_large = only.wants(&["lookup as the space grows", "memory of P2M and M2P"]);
+    let sizes = sizes.into_iter();
+    let sizes = sizes.filter(|&nr| needs_large || nr <= 1 << 20);
+    let (sizes, too_large): (Vec<u32>, Vec<u32>) = sizes.partition(|&nr| enough(nr));
     if !too_large.is_empty() {
         part.left_out.push(format!(
             "spaces of {too_large:?} pages, the maps of which are too large for this machine"
@@ -416,23 +477,25 @@ pub(crate) fn measure() -> Part {
                 let case = format!("{case}{how}");
                 figures.push(Figure::of(title, &case, (&samples[0], &samples[1]), goal));
             };
-            let samples = lookup_chain(space, order, nr_rounds);
-            add("p2m lookup", ", dependent", &samples, lookup_goal);
-            let samples = lookup(space, order, nr_rounds);
-            add("p2m lookup", ", independent", &samples, lookup_goal);
-            add("what noise does", "", &samples[1..], None);
-            let samples = reverse_chain(space, order, nr_rounds);
-            add("m2p lookup, checked", ", dependent", &samples, reverse_goal);
-            let samples = reverse(space, order, nr_rounds);
-            add(
-                "m2p lookup, checked",
-                ", independent",
-                &samples,
-                reverse_goal,
-            );
+            if only.wants(&["p2m lookup"]) {
+                let samples = lookup_chain(space, order, nr_rounds);
+                add("p2m lookup", ", dependent", &samples, lookup_goal);
+                let samples = lookup(space, order, nr_rounds);
+                add("p2m lookup", ", independent", &samples, lookup_goal);
+                add("what noise does", "", &samples[1..], None);
+            }
+            if only.wants(&["m2p lookup, checked"]) {
+                let title = "m2p lookup, checked";
+                let samples = reverse_chain(space, order, nr_rounds);
+                add(title, ", dependent", &samples, reverse_goal);
+                let samples = reverse(space, order, nr_rounds);
+                add(title, ", independent", &samples, reverse_goal);
+            }
             for (title, is_make) in [("make_pte", true), ("pte_val", false)] {
-                let samples = hook(space, order, is_make, nr_rounds);
-                add(title, "", &samples, hook_goal);
+                if only.wants(&[title]) {
+                    let samples = hook(space, order, is_make, nr_rounds);
+                    add(title, "", &samples, hook_goal);
+                }
             }
         }
     }
@@ -448,29 +511,39 @@ pub(crate) fn measure() -> Part {
     };
     part.figures
         .sort_by_key(|figure| place(&figure.title).unwrap_or(usize::MAX));
-    for order in Order::ALL {
+    let growing = Order::ALL.into_iter();
+    for order in growing.filter(|_| only.wants(&["lookup as the space grows"])) {
         eprintln!("host: growth, {}", order.name());
         let (figures, curves) = growth(&spaces, order, 21);
         part.figures.extend(figures);
         part.curves.extend(curves);
     }
     for space in &mut spaces {
-        part.figures.push(memory(space));
+        if only.wants(&["memory of P2M and M2P"]) {
+            part.figures.push(memory(space));
+        }
         if space.nr_pages > 1 << 20 {
             continue;
         }
-        eprintln!("host: audit and moves, {}", space.name());
+        eprintln!("host: all pages, {}", space.name());
         let case = format!("{}, per page", space.name());
-        let samples = audit(space, 15);
-        let figures = Figure::of_first("audit of the maps", &case, &samples, None);
-        part.figures.extend(figures);
-        if space.nr_pages <= 1 << 18 {
-            let samples = moves(space, 15);
-            let figures = Figure::of_first("a move in the maps", &case, &samples, None);
-            part.figures.extend(figures);
-        }
+        let is_small = space.nr_pages <= 1 << 18;
+        let mut measure = |title, measure: fn(&mut Space, usize) -> Vec<Samples>, is_small| {
+            if is_small && only.wants(&[title]) {
+                let samples = measure(space, 15);
+                let figures = Figure::of_first(title, &case, &samples, None);
+                part.figures.extend(figures);
+            }
+        };
+        measure("audit of the maps", audit, true);
+        measure("all runs of the maps", runs, is_small);
+        measure("a move in the maps", moves, is_small);
+        measure("a destroy in the maps", destroy, is_small);
     }
     drop(spaces);
+    if !only.wants(&["page tables through hooks"]) {
+        return part;
+    }
     eprintln!("host: page tables");
     let samples = paging::build(51);
     let case = "1 GiB of 4 KiB leaves, per leaf";

@@ -32,11 +32,15 @@ enum Command {
     Host {
         /// Where the results go.
         file: PathBuf,
+        #[command(flatten)]
+        only: Only,
     },
     /// Measure the module, which has to be loaded. It changes settings of the kernel: for guests.
     Guest {
         /// Where the results go.
         file: PathBuf,
+        #[command(flatten)]
+        only: Only,
     },
     /// Make a table and a plot of `host.json` and `guest.json`, which need not be there.
     Report {
@@ -45,10 +49,26 @@ enum Command {
     },
 }
 
+/// What is measured: all, if nothing is named.
+#[derive(clap::Args)]
+struct Only {
+    /// Measure only what has this word in its title, as "destroy" or "m2p lookup"; may be repeated.
+    #[arg(long, value_name = "WORD")]
+    only: Vec<String>,
+}
+
+impl Only {
+    /// Returns whether something of one of these titles is asked for.
+    fn wants(&self, titles: &[&str]) -> bool {
+        let is_named = |word: &String| titles.iter().any(|title| title.contains(word.as_str()));
+        self.only.is_empty() || self.only.iter().any(is_named)
+    }
+}
+
 fn main() -> Result<()> {
     match Args::parse().command {
-        Command::Host { file } => host::measure().write(&file),
-        Command::Guest { file } => guest::measure(&file),
+        Command::Host { file, only } => host::measure(&only).write(&file),
+        Command::Guest { file, only } => guest::measure(&file, &only),
         Command::Report { directory } => {
             let guest = directory.join("guest.json");
             let report = Report {
