@@ -536,7 +536,7 @@ impl Domain {
         let result = result.and_then(|()| self.install_guards(writer, &mut source));
         if let Err(error) = result {
             // With their guards.
-            self.depopulate_for_good(writer, range, |_| ());
+            self.depopulate_for_good(writer, range, |_, _| ());
             for &mfn in frames.iter().skip(nr_installed) {
                 Source::take_back(Gone::Frame(mfn));
             }
@@ -597,23 +597,25 @@ impl Domain {
         Ok(result?)
     }
 
-    /// Takes a range out of all page tables and out of the maps.
-    fn depopulate(&self, writer: &mut Writer, range: PfnRange, mut release: impl FnMut(Gone)) {
+    /// Takes a range out of all page tables and out of the maps. Passes what has left them to
+    /// `release`, as [`Maps::clear_runs()`] does.
+    fn depopulate(&self, writer: &mut Writer, range: PfnRange, mut release: impl FnMut(Gone, u64)) {
         let mut nr_frames = 0;
         let views = self.mapping.lock();
         views.unmap(range);
-        self.maps.clear(writer, &self.store, &views, range, |gone| {
-            nr_frames += u64::from(matches!(gone, Gone::Frame(_)));
-            release(gone);
-        });
+        self.maps
+            .clear_runs(writer, &self.store, &views, range, |gone, nr| {
+                if let Gone::Frame(_) = gone {
+                    nr_frames += nr;
+                }
+                release(gone, nr);
+            });
         self.counters.add(Counter::Released, nr_frames);
     }
 
     /// Takes back what has left the maps, as [`Source::take_back()`] does.
     fn take_back(&self, gone: Gone) {
-        if Source::take_back(gone) {
-            self.discount_superpage();
-        }
+        self.discount_superpages(Source::take_back(gone).into());
     }
 
     /// Takes a range out of all page tables and out of the maps, and its frames back. Passes what has
@@ -622,20 +624,20 @@ impl Domain {
         &self,
         writer: &mut Writer,
         range: PfnRange,
-        mut report: impl FnMut(Gone),
+        mut report: impl FnMut(Gone, u64),
     ) {
         let mut returned = Returned::new();
-        self.depopulate(writer, range, |gone| {
-            report(gone);
-            if returned.take_back(gone) {
-                self.discount_superpage();
-            }
+        self.depopulate(writer, range, |gone, nr| {
+            report(gone, nr);
+            self.discount_superpages(returned.take_back(gone, nr));
         });
     }
 
-    fn discount_superpage(&self) {
-        self.nr_superpages.fetch_sub(1, Relaxed);
-        NR_SUPERPAGES.fetch_sub(1, Relaxed);
+    fn discount_superpages(&self, nr: u64) {
+        if nr > 0 {
+            self.nr_superpages.fetch_sub(nr, Relaxed);
+            NR_SUPERPAGES.fetch_sub(nr, Relaxed);
+        }
     }
 
     /// Counts a superpage that is in the maps now.
@@ -661,7 +663,7 @@ impl Domain {
             return Err(EBUSY);
         }
         let region = state.remove(base).ok_or(ENOENT)?;
-        self.depopulate_for_good(&mut state.writer, region.range, |_| ());
+        self.depopulate_for_good(&mut state.writer, region.range, |_, _| ());
         self.update_end(&mut state);
         trace_region(self.id, range, false);
         drop(state);
@@ -797,10 +799,11 @@ impl PinnedDrop for Domain {
             let nr_superpages = &this.nr_superpages;
             let mut returned = Returned::new();
             this.maps
-                .clear(writer, this.store, &tracer, region.range, |gone| {
-                    if returned.take_back(gone) {
-                        nr_superpages.fetch_sub(1, Relaxed);
-                        NR_SUPERPAGES.fetch_sub(1, Relaxed);
+                .clear_runs(writer, this.store, &tracer, region.range, |gone, nr| {
+                    let nr = returned.take_back(gone, nr);
+                    if nr > 0 {
+                        nr_superpages.fetch_sub(nr, Relaxed);
+                        NR_SUPERPAGES.fetch_sub(nr, Relaxed);
                     }
                 });
             trace_region(*this.id, region.range, false);

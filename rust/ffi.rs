@@ -20,7 +20,7 @@ extern "C" {
     pub(crate) fn p2m_page_mapcount(page: *mut bindings::page) -> c_int;
     pub(crate) fn p2m_get_page(page: *mut bindings::page);
     pub(crate) fn p2m_put_page(page: *mut bindings::page);
-    pub(crate) fn p2m_put_pages(pages: *mut *mut bindings::page, nr: c_int);
+    pub(crate) fn p2m_put_frames(pfns: *const u64, nr: c_int);
     pub(crate) fn p2m_is_compound(page: *const bindings::page) -> bool;
     pub(crate) fn p2m_open_from(start: c_ulong, end: c_ulong, nid: c_int) -> c_ulong;
     pub(crate) fn p2m_alloc_superpage_at(gfp: bindings::gfp_t, pfn: c_ulong)
@@ -72,9 +72,13 @@ extern "C" {
         owner: *mut c_void,
     ) -> c_int;
 
+    pub(crate) fn p2m_trace_change_is_on() -> bool;
     pub(crate) fn p2m_trace_change(domain: u64, pfn: u64, old: u64, new: u64);
     pub(crate) fn p2m_trace_region(domain: u64, base: u64, nr_pages: u64, created: bool);
 }
+
+/// The most frames that `p2m_put_frames()` takes.
+pub(crate) const P2M_MAX_PUT: usize = 64;
 
 pub(crate) const P2M_CPU_XEN_PV: c_int = 1;
 pub(crate) const P2M_CPU_ENCRYPTED: c_int = 2;

@@ -212,22 +212,17 @@ impl Source {
     ///
     /// Returns whether that was a superpage.
     pub(crate) fn take_back(gone: Gone) -> bool {
-        Self::take_back_by(gone, |mfn| Source.free(mfn))
-    }
-
-    /// As [`take_back()`](Self::take_back), where `free` gives up the reference to a frame.
-    fn take_back_by(gone: Gone, free: impl FnOnce(Mfn)) -> bool {
         match gone {
             Gone::Frame(mfn) if Self::is_superpage(mfn) => {
                 let is_last = mfn.get() % SUPERPAGE_PAGES == SUPERPAGE_PAGES - 1;
                 if is_last {
-                    free(mfn);
+                    Source.free(mfn);
                 }
                 is_last
             }
             // Of a foreign one it's our reference that goes.
             Gone::Frame(mfn) | Gone::Guard(mfn) | Gone::Foreign(mfn) => {
-                free(mfn);
+                Source.free(mfn);
                 false
             }
         }
@@ -479,44 +474,69 @@ impl Drop for Pages {
 ///
 /// # Invariants
 ///
-/// The first `nr` are valid pages, to each of which we have a reference.
+/// The first `nr` came from the page allocator, and we have a reference to each.
 pub(crate) struct Returned {
-    pages: [*mut bindings::page; Self::MAX],
+    frames: [u64; ffi::P2M_MAX_PUT],
     nr: usize,
 }
 
 impl Returned {
-    /// How many go at once: a few of the kernel's batches, and not much of a stack.
-    const MAX: usize = 64;
-
     pub(crate) fn new() -> Self {
         // INVARIANT: There are none.
         Self {
-            pages: [ptr::null_mut(); Self::MAX],
+            frames: [0; ffi::P2M_MAX_PUT],
             nr: 0,
         }
     }
 
-    /// Takes what has left the maps, as [`Source::take_back()`] does.
-    pub(crate) fn take_back(&mut self, gone: Gone) -> bool {
-        Source::take_back_by(gone, |mfn| self.push(mfn))
+    /// Takes back `nr` frames that follow each other and have left the maps, from the one that is gone
+    /// on. Of a superpage there are all frames.
+    ///
+    /// Returns how many superpages that were.
+    pub(crate) fn take_back(&mut self, gone: Gone, nr: u64) -> u64 {
+        let first = gone.mfn().get();
+        // OVERFLOW: They are below `Mfn::LIMIT`.
+        let end = first + nr;
+        let Gone::Frame(_) = gone else {
+            // Of a foreign one it's our reference that goes.
+            (first..end).for_each(|number| self.push(number));
+            return 0;
+        };
+        let mut nr_superpages = 0;
+        let mut number = first;
+        while number < end {
+            // What is in an aligned part is all of one superpage, or no part of any.
+            let next = (number / SUPERPAGE_PAGES + 1) * SUPERPAGE_PAGES;
+            if Mfn::new(number).is_some_and(Source::is_superpage) {
+                // The last frame takes the others along.
+                if next <= end {
+                    self.push(next - 1);
+                    nr_superpages += 1;
+                }
+            } else {
+                (number..next.min(end)).for_each(|number| self.push(number));
+            }
+            number = next;
+        }
+        nr_superpages
     }
 
-    fn push(&mut self, mfn: Mfn) {
-        if self.nr == Self::MAX {
+    #[inline]
+    fn push(&mut self, number: u64) {
+        if self.nr == self.frames.len() {
             self.put();
         }
-        if let Some(place) = self.pages.get_mut(self.nr) {
-            *place = Source::page(mfn);
+        if let Some(place) = self.frames.get_mut(self.nr) {
+            *place = number;
             // INVARIANT: The reference was the domain's. OVERFLOW: There was a place.
             self.nr += 1;
         }
     }
 
     fn put(&mut self) {
-        // CAST: There are at most `MAX`.
+        // CAST: There are at most `P2M_MAX_PUT`.
         // SAFETY: By the type invariants. The references are given up here.
-        unsafe { ffi::p2m_put_pages(self.pages.as_mut_ptr(), self.nr as c_int) };
+        unsafe { ffi::p2m_put_frames(self.frames.as_ptr(), self.nr as c_int) };
         // INVARIANT: There are none.
         self.nr = 0;
     }

@@ -58,8 +58,14 @@ void p2m_put_page(struct page *page)
 	put_page(page);
 }
 
-void p2m_put_pages(struct page **pages, int nr)
+/* Gives up a reference to each of not more than P2M_MAX_PUT frames. */
+void p2m_put_frames(const u64 *pfns, int nr)
 {
+	struct page *pages[P2M_MAX_PUT];
+	int i;
+
+	for (i = 0; i < nr; i++)
+		pages[i] = pfn_to_page(pfns[i]);
 	release_pages(pages, nr);
 }
 

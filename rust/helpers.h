@@ -9,6 +9,9 @@
 #include <linux/mm_types.h>
 #include <linux/types.h>
 
+/* The most frames that p2m_put_frames() takes. */
+#define P2M_MAX_PUT 64
+
 struct address_space;
 struct inode;
 struct page;
@@ -23,7 +26,7 @@ int p2m_page_count(const struct page *page);
 int p2m_page_mapcount(struct page *page);
 void p2m_get_page(struct page *page);
 void p2m_put_page(struct page *page);
-void p2m_put_pages(struct page **pages, int nr);
+void p2m_put_frames(const u64 *pfns, int nr);
 bool p2m_is_compound(const struct page *page);
 unsigned long p2m_open_from(unsigned long start, unsigned long end, int nid);
 struct page *p2m_alloc_superpage_at(gfp_t gfp, unsigned long pfn);
@@ -57,6 +60,7 @@ void p2m_mapping_unlock(struct address_space *mapping);
 void p2m_mapping_lock_shared(struct address_space *mapping);
 void p2m_mapping_unlock_shared(struct address_space *mapping);
 
+bool p2m_trace_change_is_on(void);
 void p2m_trace_change(u64 domain, u64 pfn, u64 old, u64 new);
 void p2m_trace_region(u64 domain, u64 base, u64 nr_pages, bool created);
 

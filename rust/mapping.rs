@@ -138,6 +138,10 @@ impl Views for Invalidation<'_> {
     fn changed(&self, pfn: Pfn, old: Entry, new: Entry) {
         Tracer(self.mapping.domain).changed(pfn, old, new);
     }
+
+    fn sees_changes(&self) -> bool {
+        Tracer(self.mapping.domain).sees_changes()
+    }
 }
 
 /// Tells those who trace a domain, by its number, of changes. Nobody has it mapped any more.
@@ -151,6 +155,11 @@ impl Views for Tracer {
         unsafe {
             ffi::p2m_trace_change(self.0, pfn.get(), old.raw(), new.raw());
         }
+    }
+
+    fn sees_changes(&self) -> bool {
+        // SAFETY: It has no requirements.
+        unsafe { ffi::p2m_trace_change_is_on() }
     }
 }
 

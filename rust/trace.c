@@ -8,6 +8,11 @@
 #define CREATE_TRACE_POINTS
 #include "trace.h"
 
+bool p2m_trace_change_is_on(void)
+{
+	return trace_p2m_change_enabled();
+}
+
 void p2m_trace_change(u64 domain, u64 pfn, u64 old, u64 new)
 {
 	trace_p2m_change(domain, pfn, old, new);

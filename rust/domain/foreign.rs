@@ -68,7 +68,8 @@ impl Domain {
                 _ => Err(EINVAL),
             };
             if let Ok(range) = result {
-                self.depopulate(&mut state.writer, range, |gone| Source.free(gone.mfn()));
+                // It's one.
+                self.depopulate(&mut state.writer, range, |gone, _| Source.free(gone.mfn()));
             }
             *error = result.err().map_or(0, |error| -error.to_errno());
         }
@@ -107,7 +108,7 @@ impl Domain {
         });
         if result.is_err() {
             // It was empty before.
-            self.depopulate(&mut state.writer, range, |_| ());
+            self.depopulate(&mut state.writer, range, |_, _| ());
         }
         result
     }

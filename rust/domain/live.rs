@@ -96,8 +96,10 @@ impl Domain {
         self.split_cut(&mut state, range)?;
         self.unfold(&mut state.writer, range, true)?;
         let mut nr_pages = 0;
-        self.depopulate_for_good(&mut state.writer, range, |gone| {
-            nr_pages += u64::from(!matches!(gone, Gone::Guard(_)));
+        self.depopulate_for_good(&mut state.writer, range, |gone, nr| {
+            if !matches!(gone, Gone::Guard(_)) {
+                nr_pages += nr;
+            }
         });
         Ok(nr_pages)
     }

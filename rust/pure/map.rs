@@ -8,7 +8,7 @@
 
 use super::entry::{Entry, GUARD, INVALID};
 use super::frame::{Mfn, Pfn, PfnRange};
-use super::sparse::{self, Sparse, Watch};
+use super::sparse::{self, Leaf, Sparse, Watch};
 use super::table::{NoMemory, TableId, TableStore, TABLE_WORDS};
 
 /// Words of the header table, in the order of `struct p2m_header`.
@@ -43,11 +43,20 @@ pub trait Views {
 
     /// There is something else at a PFN now.
     fn changed(&self, _pfn: Pfn, _old: Entry, _new: Entry) {}
+
+    /// Returns whether anybody is told of changes, now. Who makes many asks once for each leaf.
+    fn sees_changes(&self) -> bool {
+        true
+    }
 }
 
 /// Nobody looks from outside.
 impl Views for () {
     fn leaf_replaced(&self, _: Which, _: u64) {}
+
+    fn sees_changes(&self) -> bool {
+        false
+    }
 }
 
 /// Counts generations with Xen's rule (`p2m_generation` of `struct arch_shared_info`): a change of
@@ -143,6 +152,16 @@ impl Gone {
             Self::Frame(mfn) | Self::Guard(mfn) | Self::Foreign(mfn) => mfn,
         }
     }
+
+    /// Returns what is `nr` frames further in the same run.
+    fn advance(self, nr: u64) -> Option<Self> {
+        let mfn = self.mfn().checked_add(nr)?;
+        Some(match self {
+            Self::Frame(_) => Self::Frame(mfn),
+            Self::Guard(_) => Self::Guard(mfn),
+            Self::Foreign(_) => Self::Foreign(mfn),
+        })
+    }
 }
 
 /// What an audit finds wrong. The names are those of Xen's `audit_p2m()`.
@@ -181,6 +200,10 @@ impl From<NoMemory> for SetError {
 
 /// Number of pages in a superpage: as many as a leaf has words.
 pub const SUPERPAGE_PAGES: u64 = TABLE_WORDS as u64;
+
+/// How many words of the M2P are looked at for each frame that leaves it, at most, to find them in
+/// order. To find one by its number takes a little longer than that.
+const MAX_WORDS_A_FRAME: u64 = 8;
 
 /// How many words an audit looks at before it asks whether to go on.
 pub const AUDIT_BATCH: u64 = 4096;
@@ -381,7 +404,7 @@ impl Maps {
             Err(NoMemory) => entry,
         };
         if let Some(mfn) = gone.owned() {
-            self.forget(writer, store, views, mfn);
+            self.forget(&mut writer.m2p, store, views, mfn);
             if stored.is_err() {
                 self.prune_m2p(writer, store, views, mfn, mfn);
             }
@@ -650,9 +673,21 @@ impl Maps {
         store: &S,
         views: &V,
         mfn: Mfn,
+        release: impl FnMut(Mfn),
+    ) {
+        let Writer { m2p, nr_guards, .. } = writer;
+        self.drop_guards_of((m2p, nr_guards), store, views, mfn, release);
+    }
+
+    fn drop_guards_of<S: TableStore, V: Views>(
+        &self,
+        (writer, nr_guards): (&mut sparse::Writer, &mut u64),
+        store: &S,
+        views: &V,
+        mfn: Mfn,
         mut release: impl FnMut(Mfn),
     ) {
-        if writer.nr_guards == 0 {
+        if *nr_guards == 0 {
             return;
         }
         let sides = [mfn.get().checked_sub(1), mfn.get().checked_add(1)];
@@ -660,19 +695,23 @@ impl Maps {
             if self.is_guard(store, side) && !self.has_neighbour(store, side) {
                 self.forget(writer, store, views, side);
                 // OVERFLOW: The guard was counted when it was made.
-                writer.nr_guards -= 1;
+                *nr_guards -= 1;
                 release(side);
             }
         }
     }
 
     /// Takes a frame out of the M2P.
-    fn forget<S: TableStore, V: Views>(&self, writer: &mut Writer, store: &S, views: &V, mfn: Mfn) {
+    fn forget<S: TableStore, V: Views>(
+        &self,
+        writer: &mut sparse::Writer,
+        store: &S,
+        views: &V,
+        mfn: Mfn,
+    ) {
         let watch = self.watch(store, views, Which::M2p);
         // Storing `INVALID` where no leaf is folded needs no table, so it can't fail.
-        let _ = self
-            .m2p
-            .store(&mut writer.m2p, store, &watch, mfn.get(), INVALID);
+        let _ = self.m2p.store(writer, store, &watch, mfn.get(), INVALID);
     }
 
     /// Takes a frame out of the M2P which leaves a range of PFNs, as all that were there do. If its
@@ -714,8 +753,7 @@ impl Maps {
     /// Empties a range in both maps, passing each frame that goes to `release`, in the order of PFNs,
     /// and gives back the tables that hold nothing any more.
     ///
-    /// It can't fail. No leaf is folded that has something outside of the range, too:
-    /// [`unfold()`](Self::unfold) sees to that.
+    /// As [`clear_runs()`](Self::clear_runs), frame by frame.
     pub fn clear<S: TableStore, V: Views>(
         &self,
         writer: &mut Writer,
@@ -724,47 +762,91 @@ impl Maps {
         range: PfnRange,
         mut release: impl FnMut(Gone),
     ) {
-        let mut span: Option<(Mfn, Mfn)> = None;
-        let mut run = None;
-        for pfn in range.iter() {
-            let start = superpage_start(pfn.get());
-            let watch = self.watch(store, views, Which::P2m);
-            if start == pfn.get() && is_within(start, range) {
-                // All of a folded leaf goes at once.
-                run = self.p2m.folded(store, start).and_then(Mfn::new);
-                if run.is_some() {
-                    let p2m = &mut writer.p2m;
-                    self.p2m
-                        .replace_run(p2m, store, &watch, start, None, |_, _| ());
-                }
-            }
-            let entry = match run.filter(|_| is_within(start, range)) {
-                // OVERFLOW: The PFN isn't before the first one of its superpage.
-                Some(first) => first
-                    .checked_add(pfn.get() - start)
-                    .map_or(Entry::Invalid, Entry::Present),
-                None => self.lookup(store, pfn),
+        self.clear_by(Which::P2m, writer, store, views, range, |gone, nr| {
+            (0..nr)
+                .filter_map(|at| gone.advance(at))
+                .for_each(&mut release);
+        });
+    }
+
+    /// Empties a range in both maps, passing runs of frames that go to `release`, as long as frames
+    /// follow each other: the first one, and how many there are. Guards that guard nothing any more
+    /// come after the run that they are next to. Gives back the tables that hold nothing any more.
+    ///
+    /// Leaves go as a whole where they can. A frame has left the P2M before it leaves the M2P, and both
+    /// before it's passed to `release`. Runs come in the order of MFNs, where the M2P has little else:
+    /// so those of a scattered range are as long as can be, and whoever takes frames back finds their
+    /// neighbours. Else they come in the order of PFNs.
+    ///
+    /// It can't fail. No leaf is folded that has something outside of the range, too:
+    /// [`unfold()`](Self::unfold) sees to that. What is in one that is stays there.
+    pub fn clear_runs<S: TableStore, V: Views>(
+        &self,
+        writer: &mut Writer,
+        store: &S,
+        views: &V,
+        range: PfnRange,
+        release: impl FnMut(Gone, u64),
+    ) {
+        let nr_frames = range.nr_pages().min(writer.nr_frames);
+        // OVERFLOW: There are far fewer tables and frames than 2^50.
+        let nr_words = writer.m2p.nr_tables() * TABLE_WORDS as u64;
+        let by = match nr_words <= nr_frames * MAX_WORDS_A_FRAME {
+            true => Which::M2p,
+            false => Which::P2m,
+        };
+        self.clear_by(by, writer, store, views, range, release);
+    }
+
+    /// Empties a range as [`clear_runs()`](Self::clear_runs) does, in the order of a map.
+    fn clear_by<S: TableStore, V: Views>(
+        &self,
+        by: Which,
+        writer: &mut Writer,
+        store: &S,
+        views: &V,
+        range: PfnRange,
+        release: impl FnMut(Gone, u64),
+    ) {
+        let Writer {
+            p2m,
+            m2p,
+            nr_frames,
+            nr_guards,
+        } = writer;
+        let mut leaving = Leaving {
+            maps: self,
+            store,
+            views,
+            by,
+            m2p,
+            nr_frames,
+            nr_guards,
+            run: None,
+            span: None,
+            release,
+        };
+        let mut next = Some(range.start().get());
+        while let Some(start) = next {
+            // Where there is no leaf, there is nothing to be taken out.
+            let Some(start) = self.p2m.next_leaf(store, start) else {
+                break;
             };
-            if entry == Entry::Invalid {
-                continue;
+            // OVERFLOW: It is in the space of PFNs, of which a leaf ends with the last one.
+            let end = range.end().min(superpage_start(start) + SUPERPAGE_PAGES);
+            if start >= end {
+                break;
             }
-            // Storing `INVALID` where no leaf is folded needs no table, so it can't fail.
-            let _ = self
-                .p2m
-                .store(&mut writer.p2m, store, &watch, pfn.get(), INVALID);
-            writer.count(entry, Entry::Invalid);
-            views.changed(pfn, entry, Entry::Invalid);
-            if let Some(mfn) = entry.owned() {
-                self.forget_within(&mut writer.m2p, store, views, mfn, range);
-                let (first, last) = span.unwrap_or((mfn, mfn));
-                span = Some((first.min(mfn), last.max(mfn)));
-                release(Gone::Frame(mfn));
-                self.drop_guards(writer, store, views, mfn, |mfn| release(Gone::Guard(mfn)));
-            } else if let Entry::Foreign(mfn) = entry {
-                release(Gone::Foreign(mfn));
-            }
+            let watch = self.watch(store, views, Which::P2m);
+            let part = (start, end - start);
+            let sees_changes = views.sees_changes();
+            self.p2m.take_run(p2m, store, &watch, part, |at, word| {
+                leaving.add(at, word, sees_changes);
+            });
+            next = (end < range.end()).then_some(end);
         }
-        if let Some(span) = span {
+        leaving.leave_m2p(range);
+        if let Some(span) = leaving.span {
             self.prune_frames(writer, store, views, span);
         }
         let watch = self.watch(store, views, Which::P2m);
@@ -859,5 +941,141 @@ impl Maps {
         self.p2m.clear(&mut writer.p2m, store);
         self.m2p.clear(&mut writer.m2p, store);
         store.free(self.header);
+    }
+}
+
+/// Frames that have left the P2M, joined to runs as long as they follow each other.
+struct Leaving<'a, S, V, F> {
+    maps: &'a Maps,
+    store: &'a S,
+    views: &'a V,
+    /// By which map: by the P2M, frames leave the M2P as they come. By the M2P, they do in the end.
+    by: Which,
+    m2p: &'a mut sparse::Writer,
+    nr_frames: &'a mut u64,
+    nr_guards: &'a mut u64,
+    /// Frames that were not released yet: the first one, and how many there are.
+    run: Option<(Mfn, u64)>,
+    /// The first and the last of all frames.
+    span: Option<(Mfn, Mfn)>,
+    release: F,
+}
+
+impl<S: TableStore, V: Views, F: FnMut(Gone, u64)> Leaving<'_, S, V, F> {
+    /// Adds what has left the P2M at the index `at`.
+    #[inline]
+    fn add(&mut self, at: u64, word: u64, sees_changes: bool) {
+        if word == INVALID {
+            return;
+        }
+        let entry = Entry::from_raw(word);
+        if sees_changes {
+            if let Some(pfn) = Pfn::new(at) {
+                self.views.changed(pfn, entry, Entry::Invalid);
+            }
+        }
+        match entry {
+            Entry::Present(mfn) => match self.by {
+                Which::P2m => self.add_frame(mfn),
+                Which::M2p => self.add_to_span(mfn, mfn),
+            },
+            Entry::Foreign(mfn) => {
+                self.flush();
+                (self.release)(Gone::Foreign(mfn), 1);
+            }
+            Entry::Identity(_) | Entry::Invalid => (),
+        }
+    }
+
+    #[inline]
+    fn add_to_span(&mut self, first: Mfn, last: Mfn) {
+        let (low, high) = self.span.unwrap_or((first, last));
+        self.span = Some((low.min(first), high.max(last)));
+    }
+
+    /// Adds a frame to the run.
+    #[inline]
+    fn add_frame(&mut self, mfn: Mfn) {
+        match &mut self.run {
+            // OVERFLOW: A run ends with the last frame, at the latest.
+            Some((first, nr)) if first.get() + *nr == mfn.get() => *nr += 1,
+            _ => {
+                self.flush();
+                self.run = Some((mfn, 1));
+            }
+        }
+    }
+
+    /// Has all frames that are still in the M2P leave it: the M2P has them at the PFNs of a range.
+    fn leave_m2p(&mut self, range: PfnRange) {
+        if let (Which::M2p, Some((first, last))) = (self.by, self.span) {
+            let (maps, store) = (self.maps, self.store);
+            let mut next = maps.m2p.next_leaf(store, first.get());
+            while let Some(number) = next.filter(|&number| number <= last.get()) {
+                let start = superpage_start(number);
+                self.leave_leaf(start, range);
+                next = maps.m2p.next_leaf(store, start + SUPERPAGE_PAGES);
+            }
+        }
+        self.flush();
+    }
+
+    /// Has the frames of a leaf of the M2P leave it that are at the PFNs of a range.
+    fn leave_leaf(&mut self, start: u64, range: PfnRange) {
+        let (maps, store) = (self.maps, self.store);
+        match maps.m2p.words(store, start) {
+            Leaf::Missing => (),
+            Leaf::Run(pfn) if !is_within(pfn, range) => (),
+            Leaf::Run(_) => {
+                let watch = maps.watch(store, self.views, Which::M2p);
+                let all = (start, SUPERPAGE_PAGES);
+                maps.m2p.clear_run(self.m2p, store, &watch, all);
+                for number in start..start + SUPERPAGE_PAGES {
+                    Mfn::new(number)
+                        .into_iter()
+                        .for_each(|mfn| self.add_frame(mfn));
+                }
+            }
+            Leaf::Table(leaf) => {
+                let pfns = range.start().get()..range.end();
+                leaf.take_if(
+                    |pfn| pfns.contains(&pfn),
+                    |at| {
+                        // OVERFLOW: The leaf has frames.
+                        Mfn::new(start + at)
+                            .into_iter()
+                            .for_each(|mfn| self.add_frame(mfn));
+                    },
+                );
+            }
+        }
+    }
+
+    /// Takes the run out of the M2P, if it's still there, and releases it.
+    fn flush(&mut self) {
+        let Some((first, nr)) = self.run.take() else {
+            return;
+        };
+        let (maps, store, views) = (self.maps, self.store, self.views);
+        // OVERFLOW: A run isn't empty.
+        let last = first.checked_add(nr - 1).unwrap_or(first);
+        if self.by == Which::P2m {
+            let watch = maps.watch(store, views, Which::M2p);
+            let run = (first.get(), nr);
+            maps.m2p.clear_run(self.m2p, store, &watch, run);
+            self.add_to_span(first, last);
+        }
+        // OVERFLOW: Frames that go were counted before.
+        *self.nr_frames -= nr;
+
+        let release = &mut self.release;
+        release(Gone::Frame(first), nr);
+        // Within a run there are none.
+        for mfn in [first, last] {
+            let guards = (&mut *self.m2p, &mut *self.nr_guards);
+            maps.drop_guards_of(guards, store, views, mfn, |mfn| {
+                release(Gone::Guard(mfn), 1);
+            });
+        }
     }
 }

@@ -31,7 +31,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use loom::sync::atomic::{AtomicU64, Ordering};
 
 use super::entry::INVALID;
-use super::table::{NoMemory, TableId, TableStore, TABLE_BITS, TABLE_WORDS};
+use super::table::{NoMemory, Table, TableId, TableStore, TABLE_BITS, TABLE_WORDS};
 
 /// Number of levels that the highest tree has: enough for every MFN.
 pub const MAX_LEVELS: usize = 5;
@@ -164,6 +164,19 @@ const fn folded_word(first: u64, index: u64) -> u64 {
     first + (index & (TABLE_WORDS as u64 - 1))
 }
 
+/// Cuts `nr` indices from `index` on at the ends of leaves: returns the first index and the number of
+/// those in each leaf.
+fn leaves(index: u64, nr: u64) -> impl Iterator<Item = (u64, u64)> {
+    let mut rest = (index, nr);
+    core::iter::from_fn(move || {
+        let (index, nr) = rest;
+        let in_leaf = nr.min(TABLE_WORDS as u64 - index % TABLE_WORDS as u64);
+        // OVERFLOW: It isn't more than there is. No tree has a word for an index that high.
+        rest = (index.saturating_add(in_leaf), nr - in_leaf);
+        (nr > 0).then_some((index, in_leaf))
+    })
+}
+
 /// Where a walk ends.
 #[derive(Clone, Copy)]
 enum Found {
@@ -173,6 +186,17 @@ enum Found {
     Folded(u64),
     /// The tree doesn't reach that far.
     Nothing,
+}
+
+/// The words of a leaf, in whichever form it has.
+#[derive(Clone, Copy)]
+pub enum Leaf<'a> {
+    /// They are in a table.
+    Table(&'a Table),
+    /// The leaf is folded, and the one at the index has this word.
+    Run(u64),
+    /// Nothing was stored in it.
+    Missing,
 }
 
 impl Sparse {
@@ -238,6 +262,16 @@ impl Sparse {
         match self.find(store, index) {
             Found::Leaf(leaf) => Some(leaf),
             Found::Folded(_) | Found::Nothing => None,
+        }
+    }
+
+    /// Returns the leaf with the word at `index`, to look at many of its words.
+    #[inline]
+    pub fn words<'a, S: TableStore>(&self, store: &'a S, index: u64) -> Leaf<'a> {
+        match self.find(store, index) {
+            Found::Leaf(leaf) if leaf != store.missing(0) => Leaf::Table(store.table(leaf)),
+            Found::Leaf(_) | Found::Nothing => Leaf::Missing,
+            Found::Folded(first) => Leaf::Run(folded_word(first, index)),
         }
     }
 
@@ -434,10 +468,41 @@ impl Sparse {
         first: Option<u64>,
         mut gone: impl FnMut(u64, u64),
     ) -> bool {
+        let Some(old) = self.relink(writer, store, watch, index, first) else {
+            return false;
+        };
+        let start = index & !(TABLE_WORDS as u64 - 1);
+        match old {
+            Found::Nothing => (),
+            Found::Folded(first) => {
+                let indices = (start..).take(TABLE_WORDS);
+                indices.for_each(|index| gone(index, folded_word(first, index)));
+            }
+            Found::Leaf(leaf) => {
+                store.table(leaf).for_each(start, gone);
+                if leaf != store.missing(0) {
+                    writer.retire(store, leaf);
+                }
+            }
+        }
+        true
+    }
+
+    /// Has the link to the leaf with the word at `index` be a folded leaf with the first word `first`,
+    /// or the missing one, if there is a link for it. Returns the leaf that was there, which the caller
+    /// retires if it's a table of the array's own, or [`Found::Nothing`] if that is no change.
+    fn relink<S: TableStore>(
+        &self,
+        writer: &mut Writer,
+        store: &S,
+        watch: &impl Watch,
+        index: u64,
+        first: Option<u64>,
+    ) -> Option<Found> {
         let root = self.root();
         let is_good = first.is_none_or(|first| first <= MAX_FIRST);
         if !root.covers(index) || root.level == 0 || !is_good {
-            return false;
+            return None;
         }
         let mut id = root.id;
         for level in (2..=root.level).rev() {
@@ -445,15 +510,14 @@ impl Sparse {
         }
         // Nobody writes to a shared table.
         if id == store.missing(1) {
-            return false;
+            return None;
         }
         let table = store.table(id);
         let slot = shift(index, 1);
         let old = table.load(slot);
-        let missing = store.missing(0).get();
-        let new = first.map_or(missing, fold);
+        let new = first.map_or(store.missing(0).get(), fold);
         if old == new {
-            return true;
+            return Some(Found::Nothing);
         }
         watch.before();
         // INVARIANT: A folded leaf, or the missing one, takes the place of another one.
@@ -463,18 +527,68 @@ impl Sparse {
         // OVERFLOW: Each folded leaf was counted when it came. There are fewer than 2^64.
         writer.nr_folded += u64::from(first.is_some());
         writer.nr_folded -= u64::from(folded(old).is_some());
-        let start = index & !(TABLE_WORDS as u64 - 1);
-        let indices = (start..).take(TABLE_WORDS);
-        if let Some(first) = folded(old) {
-            indices.for_each(|index| gone(index, folded_word(first, index)));
-        } else {
-            let leaf = TableId::untag(old);
-            indices.for_each(|index| gone(index, store.table(leaf).load(index)));
-            if old != missing {
-                writer.retire(store, leaf);
+        Some(match folded(old) {
+            Some(first) => Found::Folded(first),
+            None => Found::Leaf(TableId::untag(old)),
+        })
+    }
+
+    /// Takes `nr` words from `index` on out, and passes the index of each and the word that was there
+    /// to `gone`, in order and when it's gone. Of a leaf that is folded, all goes or nothing.
+    ///
+    /// A leaf that goes whole is unlinked and not written to: those who are in it see it as it was.
+    /// It needs no memory. Who stores something else there meanwhile has to be excluded.
+    pub fn take_run<S: TableStore>(
+        &self,
+        writer: &mut Writer,
+        store: &S,
+        watch: &impl Watch,
+        (index, nr): (u64, u64),
+        mut gone: impl FnMut(u64, u64),
+    ) {
+        for (index, nr) in leaves(index, nr) {
+            let is_whole = nr == TABLE_WORDS as u64;
+            if is_whole && self.replace_run(writer, store, watch, index, None, &mut gone) {
+                continue;
+            }
+            match self.leaf(store, index) {
+                Some(leaf) if leaf != store.missing(0) => {
+                    store.table(leaf).take_run(index, nr, &mut gone);
+                }
+                _ => (),
             }
         }
-        true
+    }
+
+    /// Stores [`INVALID`] at `nr` indices from `index` on. Of a leaf that is folded, all goes or
+    /// nothing.
+    ///
+    /// A leaf that goes whole is unlinked and not written to: those who are in it see it as it was.
+    /// It needs no memory. Who stores something else there meanwhile has to be excluded.
+    pub fn clear_run<S: TableStore>(
+        &self,
+        writer: &mut Writer,
+        store: &S,
+        watch: &impl Watch,
+        (index, nr): (u64, u64),
+    ) {
+        for (index, nr) in leaves(index, nr) {
+            if nr == TABLE_WORDS as u64 {
+                if let Some(old) = self.relink(writer, store, watch, index, None) {
+                    match old {
+                        Found::Leaf(leaf) => writer.retire(store, leaf),
+                        Found::Folded(_) | Found::Nothing => (),
+                    }
+                    continue;
+                }
+            }
+            match self.leaf(store, index) {
+                Some(leaf) if leaf != store.missing(0) => {
+                    store.table(leaf).clear_run(index, nr);
+                }
+                _ => (),
+            }
+        }
     }
 
     /// Stores `word` at `index` if there is a leaf of the array's own, and returns whether there is.

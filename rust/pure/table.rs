@@ -7,6 +7,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU64, Ordering};
 
+use super::entry::INVALID;
+
 /// log2 of the number of words in a table.
 ///
 /// A model checker looks at every word in every state, so it gets small tables.
@@ -72,6 +74,44 @@ impl Table {
     pub fn store_run(&self, index: u64, words: &[u64]) {
         for (&word, slot) in words.iter().zip(self.slots(index)) {
             slot.store(word, Ordering::Release);
+        }
+    }
+
+    /// Passes each word to `visit`, with the indices from `start` on. Each is loaded as by
+    /// [`load()`](Self::load).
+    pub fn for_each(&self, start: u64, mut visit: impl FnMut(u64, u64)) {
+        for (index, slot) in (start..).zip(&self.words) {
+            visit(index, slot.load(Ordering::Acquire));
+        }
+    }
+
+    /// Stores [`INVALID`] in place of `nr` words from the one that `index` selects on, as far as they
+    /// are in the table, and passes the index of each and the word that was there to `gone`, when it's
+    /// gone. Only one thread writes there.
+    pub fn take_run(&self, index: u64, nr: u64, mut gone: impl FnMut(u64, u64)) {
+        for ((index, slot), _) in (index..).zip(self.slots(index)).zip(0..nr) {
+            let word = slot.load(Ordering::Relaxed);
+            slot.store(INVALID, Ordering::Release);
+            gone(index, word);
+        }
+    }
+
+    /// Stores [`INVALID`] in place of the words that `is_taken` names, and passes the index of each to
+    /// `gone`, when it's gone. Only one thread writes there.
+    pub fn take_if(&self, is_taken: impl Fn(u64) -> bool, mut gone: impl FnMut(u64)) {
+        for (index, slot) in (0..).zip(&self.words) {
+            if is_taken(slot.load(Ordering::Relaxed)) {
+                slot.store(INVALID, Ordering::Release);
+                gone(index);
+            }
+        }
+    }
+
+    /// Stores [`INVALID`] in place of `nr` words from the one that `index` selects on, as far as they
+    /// are in the table. Each is stored as by [`store()`](Self::store), in order.
+    pub fn clear_run(&self, index: u64, nr: u64) {
+        for (slot, _) in self.slots(index).iter().zip(0..nr) {
+            slot.store(INVALID, Ordering::Release);
         }
     }
 

@@ -198,8 +198,8 @@ impl Domain {
         let range = PfnRange::new(0, nr_pages).expect("PFNs are small");
         let mut sum = 0;
         self.maps
-            .clear(&mut self.writer, &self.store, &(), range, |gone| {
-                sum ^= gone.mfn().get();
+            .clear_runs(&mut self.writer, &self.store, &(), range, |gone, nr| {
+                sum ^= gone.mfn().get() ^ nr;
             });
         sum
     }

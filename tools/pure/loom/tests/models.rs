@@ -373,6 +373,20 @@ impl<V: Views> Domain<V> {
             .clear(writer, &self.store, &self.views, one(at), |_| ());
     }
 
+    /// Empties the leaf of PFNs 2 and 3, by the M2P, as that has little else.
+    fn clear_leaf(&self, writer: &mut map::Writer) {
+        let leaf = PfnRange::new(2, 2).unwrap();
+        self.maps
+            .clear_runs(writer, &self.store, &self.views, leaf, |_, _| ());
+    }
+
+    /// Does the same in the order of PFNs.
+    fn clear_leaf_by_pfns(&self, writer: &mut map::Writer) {
+        let leaf = PfnRange::new(2, 2).unwrap();
+        self.maps
+            .clear(writer, &self.store, &self.views, leaf, |_| ());
+    }
+
     fn generation(&self) -> u64 {
         self.maps.generation(&self.store, Which::P2m)
     }
@@ -383,6 +397,11 @@ impl<V: Views> Domain<V> {
             0 => self.clear(writer, 2),
             _ => self.set(writer, 2, Entry::Foreign(mfn(position))),
         });
+    }
+
+    /// Goes to a position at which there is nothing, with all of the leaf.
+    fn step_by_leaf(&self, writer: &mut map::Writer, position: u64) {
+        self.history.step(position, || self.clear_leaf(writer));
     }
 
     fn lookup(&self, at: u64) -> Entry {
@@ -463,6 +482,21 @@ fn a_kept_leaf_is_good_until_it_goes_and_comes_back() {
     domain_model(1, || (), write, read_kept);
 }
 
+#[test]
+fn a_kept_leaf_is_good_until_it_goes_whole() {
+    let write = |domain: &Domain<()>, writer: &mut map::Writer| domain.step_by_leaf(writer, 2);
+    domain_model(1, || (), write, read_kept);
+}
+
+#[test]
+fn a_kept_leaf_is_good_until_it_goes_whole_and_comes_back() {
+    let write = |domain: &Domain<()>, writer: &mut map::Writer| {
+        domain.step_by_leaf(writer, 2);
+        domain.step(writer, 3);
+    };
+    domain_model(1, || (), write, read_kept);
+}
+
 /// Somebody who has the leaf of PFN 2 mapped, in page tables with a lock.
 #[derive(Default)]
 struct Viewer {
@@ -508,14 +542,31 @@ fn a_view_is_not_of_a_leaf_that_went() {
     domain_model(1, Viewer::default, write, read_view);
 }
 
+#[test]
+fn a_view_is_not_of_a_leaf_that_went_whole() {
+    let write = |domain: &Domain<Viewer>, writer: &mut map::Writer| domain.step_by_leaf(writer, 2);
+    domain_model(1, Viewer::default, write, read_view);
+}
+
 /// The generations of these are nonsense, as words of the header share their places.
 fn frames_model(
     write: impl Fn(&Domain<()>, &mut map::Writer) + Copy + Send + Sync + 'static,
     read: impl Fn(&Domain<()>, &dyn Fn(u64) -> Option<u64>) + Send + Sync + 'static,
 ) {
+    frames_model_of(&[(2, 1)], write, read);
+}
+
+/// Runs a model of a domain that has these frames at these PFNs.
+fn frames_model_of(
+    frames: &'static [(u64, u64)],
+    write: impl Fn(&Domain<()>, &mut map::Writer) + Copy + Send + Sync + 'static,
+    read: impl Fn(&Domain<()>, &dyn Fn(u64) -> Option<u64>) + Send + Sync + 'static,
+) {
     model(move || {
         let (domain, mut writer) = Domain::new(());
-        domain.set(&mut writer, 2, Entry::Present(mfn(1)));
+        for &(at, frame) in frames {
+            domain.set(&mut writer, at, Entry::Present(mfn(frame)));
+        }
         let domain = Arc::new(domain);
         let writer = thread::spawn({
             let domain = domain.clone();
@@ -557,6 +608,57 @@ fn a_frame_that_moves_is_where_it_was_or_is_or_nowhere() {
             assert!(!is_moved || domain.lookup(2) == Entry::Invalid);
         },
     );
+}
+
+/// Leaves of both maps go, those of single pages or of a superpage, and one of the frames comes back.
+fn leaves_go_whole(fold: bool, clear: fn(&Domain<()>, &mut map::Writer)) {
+    frames_model_of(
+        &[(2, 4), (3, 5)],
+        move |domain, writer| {
+            if fold {
+                let leaf = PfnRange::new(2, 2).unwrap();
+                domain.maps.fold(writer, &domain.store, &domain.views, leaf);
+            }
+            clear(domain, writer);
+            domain.set(writer, 2, Entry::Present(mfn(5)));
+        },
+        |domain, mfn_to_pfn| {
+            let order = |at| {
+                [Some(3), None, Some(2)]
+                    .iter()
+                    .position(|&known| known == at)
+            };
+            let first = order(mfn_to_pfn(5)).unwrap();
+            let second = order(mfn_to_pfn(5)).unwrap();
+            assert!(first <= second);
+            let entry = domain.lookup(2).owned().map(Mfn::get);
+            assert!([Some(4), None, Some(5)].contains(&entry));
+            // What came later was seen, so what was there before is gone.
+            assert!(second < 2 || entry == Some(5));
+            assert!(entry != Some(5) || domain.lookup(3) == Entry::Invalid);
+            assert!(entry == Some(4) || mfn_to_pfn(4).is_none());
+        },
+    );
+}
+
+#[test]
+fn frames_of_leaves_that_go_whole_are_nowhere() {
+    leaves_go_whole(false, Domain::clear_leaf);
+}
+
+#[test]
+fn frames_of_leaves_that_go_whole_by_pfns_are_nowhere() {
+    leaves_go_whole(false, Domain::clear_leaf_by_pfns);
+}
+
+#[test]
+fn frames_of_folded_leaves_that_go_whole_are_nowhere() {
+    leaves_go_whole(true, Domain::clear_leaf);
+}
+
+#[test]
+fn frames_of_folded_leaves_that_go_whole_by_pfns_are_nowhere() {
+    leaves_go_whole(true, Domain::clear_leaf_by_pfns);
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //! cargo test -p p2m-pure
 //! ```
 
+mod clear;
 mod dma;
 mod entry;
 mod folded;
