@@ -34,6 +34,9 @@ use crate::{
 /// Number of words that are looked up at once, between two looks at signals.
 pub(crate) const CHUNK: usize = 512;
 
+/// Number of runs that are copied to userspace at once.
+const RUNS_CHUNK: usize = 128;
+
 /// Size of an entry in bytes.
 pub(crate) const ENTRY_SIZE: usize = core::mem::size_of::<u64>();
 
@@ -214,23 +217,37 @@ pub(crate) fn runs(domain: &Domain, command: &mut abi::p2m_runs) -> Result {
     command.out_next_pfn = command.start_pfn;
 
     let mut runs = domain.runs(range);
+    let mut records = KVec::with_capacity(RUNS_CHUNK, GFP_KERNEL)?;
     while !runs.is_done() && (only_counts || command.out_nr < command.nr) {
         check_killed()?;
+        records.clear();
+        let room = match only_counts {
+            true => u32::MAX,
+            // OVERFLOW: There is room for more, as has just been checked.
+            false => command.nr - command.out_nr,
+        };
+        let mut nr = 0;
+        let mut next_pfn = command.out_next_pfn;
         let guard = rcu::read_lock();
-        let run = runs.step();
-        drop(guard);
-        let Some(run) = run else { continue };
-        if !only_counts {
+        runs.step_by_leaf(|run| {
+            nr += 1;
+            next_pfn = run.end();
+            if only_counts {
+                return true;
+            }
             let record = abi::p2m_run {
                 pfn: run.pfn.get(),
                 nr_pages: run.nr_pages,
                 entry: domain.visible(run.entry).raw(),
             };
-            writer.write_slice(record.as_bytes())?;
-        }
+            // There is room, as is checked below.
+            records.push_within_capacity(record).is_ok() && records.len() < RUNS_CHUNK && nr < room
+        });
+        drop(guard);
+        writer.write_slice(records.as_bytes())?;
         // OVERFLOW: There are not more runs than PFNs.
-        command.out_nr += 1;
-        command.out_next_pfn = run.end();
+        command.out_nr += nr;
+        command.out_next_pfn = next_pfn;
     }
     Ok(())
 }

@@ -286,6 +286,12 @@ impl Maps {
         self.p2m.load_run(store, pfn, words);
     }
 
+    /// Returns the leaf of the P2M with the word at `pfn`, to look at many of them.
+    #[inline]
+    pub fn words<'a, S: TableStore>(&self, store: &'a S, pfn: Pfn) -> Leaf<'a> {
+        self.p2m.words(store, pfn.get())
+    }
+
     /// Returns the first PFN from `pfn` on at which there may be something.
     pub fn next_backed<S: TableStore>(&self, store: &S, pfn: Pfn) -> Option<Pfn> {
         Pfn::new(self.p2m.next_leaf(store, pfn.get())?)

@@ -2,10 +2,11 @@
 
 //! Ranges of PFNs as machine runs: consecutive PFNs with consecutive MFNs.
 
-use super::entry::Entry;
-use super::frame::{Pfn, PfnRange};
-use super::map::Maps;
-use super::table::TableStore;
+use super::entry::{Entry, INVALID};
+use super::frame::{Mfn, Pfn, PfnRange};
+use super::map::{Maps, SUPERPAGE_PAGES};
+use super::sparse::Leaf;
+use super::table::{Table, TableStore};
 
 /// The most pages that [`piece()`] looks at, so that a lookup is over soon.
 pub const PIECE_PAGES: u64 = 4096;
@@ -38,36 +39,85 @@ impl Run {
         // OVERFLOW: A run is in the PFN space.
         self.pfn.get() + self.nr_pages
     }
+
+    /// Returns how many words of a leaf, from the one behind the run on and at most `nr`, go on with
+    /// it.
+    #[inline]
+    fn len_in(self, leaf: &Table, nr: u64) -> u64 {
+        let raw = self.entry.raw();
+        let Some(mfn) = self.entry.mfn() else {
+            return leaf.run_len(self.end(), INVALID, 0, nr);
+        };
+        // OVERFLOW: A run ends with the last frame, at the latest, and the tags are far above.
+        let nr = nr.min(Mfn::LIMIT - mfn.get() - self.nr_pages);
+        leaf.run_len(self.end(), raw + self.nr_pages, 1, nr)
+    }
+}
+
+/// Returns the part of a range that is in the leaf of its first PFN.
+fn part_in_leaf(range: PfnRange) -> u64 {
+    let start = range.start().get();
+    range
+        .nr_pages()
+        .min(SUPERPAGE_PAGES - start % SUPERPAGE_PAGES)
+}
+
+/// Returns the hole that a range begins with, in a leaf that is missing, up to the next one that isn't.
+fn hole<S: TableStore>(maps: &Maps, store: &S, range: PfnRange) -> Run {
+    let pfn = range.start();
+    let nr_pages = match maps.next_backed(store, pfn) {
+        // It isn't before. If it has come since, a hole of one page is right, too.
+        Some(next) => next.get().saturating_sub(pfn.get()),
+        None => range.nr_pages(),
+    };
+    Run {
+        pfn,
+        nr_pages: nr_pages.clamp(1, range.nr_pages()),
+        entry: Entry::Invalid,
+    }
+}
+
+/// Returns the beginning of the run that a range begins with: what is in one leaf, or in none.
+fn stretch<S: TableStore>(maps: &Maps, store: &S, range: PfnRange) -> Run {
+    let pfn = range.start();
+    let in_leaf = part_in_leaf(range);
+    match maps.words(store, pfn) {
+        Leaf::Missing => hole(maps, store, range),
+        Leaf::Run(word) => Run {
+            pfn,
+            nr_pages: in_leaf,
+            entry: Entry::from_raw(word),
+        },
+        Leaf::Table(leaf) => {
+            let mut run = Run {
+                pfn,
+                nr_pages: 1,
+                entry: Entry::from_raw(leaf.load(pfn.get())),
+            };
+            // OVERFLOW: A range isn't empty.
+            run.nr_pages += run.len_in(leaf, in_leaf - 1);
+            run
+        }
+    }
 }
 
 /// Returns the beginning of the run that a range begins with: all of it, or a good piece.
 ///
 /// Unbacked PFNs make a run, too.
 pub fn piece<S: TableStore>(maps: &Maps, store: &S, range: PfnRange) -> Run {
-    let pfn = range.start();
-    let entry = maps.lookup(store, pfn);
-    let hole = match (entry, maps.next_backed(store, pfn)) {
-        (Entry::Invalid, Some(next)) => next.get() - pfn.get(),
-        (Entry::Invalid, None) => range.nr_pages(),
-        _ => 0,
-    };
-    let mut nr_pages = hole.clamp(1, range.nr_pages());
-    // A hole that ends with its table is rather long. Else look page by page.
-    if hole == 0 {
-        while nr_pages < PIECE_PAGES {
-            match range.nth(nr_pages) {
-                Some(next) if entry.advance(nr_pages) == Some(maps.lookup(store, next)) => {
-                    nr_pages += 1;
-                }
-                _ => break,
-            }
+    let mut run = stretch(maps, store, range);
+    // A hole that ends with its table is rather long. Else look leaf by leaf.
+    while run.nr_pages < PIECE_PAGES {
+        // OVERFLOW: A run isn't longer than the range that it's from.
+        let Ok(rest) = PfnRange::new(run.end(), range.end() - run.end()) else {
+            break;
+        };
+        match run.merge(stretch(maps, store, rest)) {
+            Some(merged) => run.nr_pages = merged.nr_pages.min(PIECE_PAGES),
+            None => break,
         }
     }
-    Run {
-        pfn,
-        nr_pages,
-        entry,
-    }
+    run
 }
 
 /// The runs of a range, in order and without gaps.
@@ -89,28 +139,89 @@ impl<'a, S: TableStore> Runs<'a, S> {
         }
     }
 
-    /// Looks at the next piece. Returns a run when one has come to its end.
+    /// Looks at the next leaf, or the rest of it, and passes each run that has come to its end to
+    /// `found`, until that says that there is no room for more.
     ///
     /// There is nothing more when [`is_done()`](Self::is_done). In between the caller may let go of
     /// whatever keeps the tables.
-    pub fn step(&mut self) -> Option<Run> {
+    pub fn step_by_leaf(&mut self, mut found: impl FnMut(Run) -> bool) {
         let Some(rest) = self.rest else {
-            return self.pending.take();
-        };
-        let piece = piece(self.maps, self.store, rest);
-        // OVERFLOW: A piece isn't longer than the range that it's from.
-        self.rest = PfnRange::new(piece.end(), rest.end() - piece.end()).ok();
-        let Some(pending) = self.pending else {
-            self.pending = Some(piece);
-            return None;
-        };
-        match pending.merge(piece) {
-            Some(merged) => {
-                self.pending = Some(merged);
-                None
+            if let Some(run) = self.pending.take() {
+                found(run);
             }
-            None => self.pending.replace(piece),
+            return;
+        };
+        let start = rest.start().get();
+        let end = match self.maps.words(self.store, rest.start()) {
+            Leaf::Table(leaf) => {
+                // OVERFLOW: It is in the range.
+                self.walk(leaf, start, start + part_in_leaf(rest), &mut found)
+            }
+            Leaf::Run(_) | Leaf::Missing => {
+                let run = stretch(self.maps, self.store, rest);
+                self.add(run, &mut found);
+                run.end()
+            }
+        };
+        // OVERFLOW: It isn't behind the range.
+        self.rest = PfnRange::new(end, rest.end() - end).ok();
+    }
+
+    /// Looks at the words of a leaf from `start` to `end`, and returns where it stopped.
+    fn walk(
+        &mut self,
+        leaf: &Table,
+        start: u64,
+        end: u64,
+        found: &mut impl FnMut(Run) -> bool,
+    ) -> u64 {
+        let mut at = start;
+        while let Some(pfn) = Pfn::new(at).filter(|_| at < end) {
+            if let Some(run) = &mut self.pending {
+                // OVERFLOW: It is before the end.
+                let nr = run.len_in(leaf, end - at);
+                if nr > 0 {
+                    run.nr_pages += nr;
+                    at += nr;
+                    continue;
+                }
+            }
+            at += 1;
+            let run = Run {
+                pfn,
+                nr_pages: 1,
+                entry: Entry::from_raw(leaf.load(pfn.get())),
+            };
+            if !self.add(run, found) {
+                break;
+            }
         }
+        at
+    }
+
+    /// Adds what comes next, and returns whether there is room for more.
+    #[inline]
+    fn add(&mut self, next: Run, found: &mut impl FnMut(Run) -> bool) -> bool {
+        let ended = match self.pending.map(|run| (run, run.merge(next))) {
+            Some((_, Some(merged))) => {
+                self.pending = Some(merged);
+                return true;
+            }
+            Some((run, None)) => Some(run),
+            None => None,
+        };
+        self.pending = Some(next);
+        ended.is_none_or(found)
+    }
+
+    /// Looks at what comes next, until a run has come to its end, at most all of a leaf.
+    pub fn step(&mut self) -> Option<Run> {
+        let mut ended = None;
+        self.step_by_leaf(|run| {
+            ended = Some(run);
+            false
+        });
+        ended
     }
 
     /// Returns whether there is nothing more.

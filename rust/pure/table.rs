@@ -61,6 +61,23 @@ impl Table {
         }
     }
 
+    /// Returns how many words from the one that `index` selects on are `word`, and those that follow it
+    /// by `step`: at most `nr`. Each is loaded as by [`load()`](Self::load).
+    #[inline]
+    pub fn run_len(&self, index: u64, word: u64, step: u64, nr: u64) -> u64 {
+        let mut expected = word;
+        let mut len = 0;
+        for slot in self.slots(index) {
+            if len == nr || slot.load(Ordering::Acquire) != expected {
+                break;
+            }
+            // The last one may have none that follows it.
+            expected = expected.wrapping_add(step);
+            len += 1;
+        }
+        len
+    }
+
     /// Stores a word where `index` selects by its low [`TABLE_BITS`] bits.
     ///
     /// Who loads it sees what was written before.
