@@ -334,11 +334,12 @@ impl Domain {
             Mapping::new(&self.fd, offset, bytes, Access::Read, Populate::Lazily)
         };
         let view = || {
-            Ok(TableView::new(
+            TableView::new(
                 map(abi::P2M_OFFSET_HEADER, 1)?,
                 map(abi::P2M_OFFSET_P2M, self.info.max_pfn.0)?,
                 map(abi::P2M_OFFSET_M2P, self.info.max_mfn.0)?,
-            ))
+            )
+            .ok_or(Errno::OVERFLOW)
         };
         view().attempt(Operation::MapTables)
     }

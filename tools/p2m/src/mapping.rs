@@ -106,11 +106,23 @@ impl Mapping {
     }
 
     /// Loads the word at `index`, or returns [`None`] if it's out of bounds.
+    #[inline]
     pub fn load(&self, index: u64) -> Option<u64> {
         let index = usize::try_from(index).ok().filter(|&i| i < self.nr_words)?;
+        // SAFETY: Just checked.
+        Some(unsafe { self.load_unchecked(index) })
+    }
+
+    /// Loads the word at `index`.
+    ///
+    /// # Safety
+    ///
+    /// The mapping has a word there.
+    #[inline]
+    pub(crate) unsafe fn load_unchecked(&self, index: usize) -> u64 {
         // SAFETY: By the type invariants, the word is mapped as long as `self` lives. A relaxed load
         // of a word is fine in read-only memory too.
-        Some(unsafe { self.start.add(index).as_ref() }.load(Ordering::Relaxed))
+        unsafe { self.start.add(index).as_ref() }.load(Ordering::Relaxed)
     }
 
     /// Puts all of it into the page tables of the process, without changing it.
