@@ -343,7 +343,14 @@ fn runs(space: &mut Space, nr_rounds: usize) -> Vec<Samples> {
         nr_rounds,
         vec![
             Contestant::timed("runs", space.p2m.len(), || {
-                Runs::new(maps, store, range).fold(0, |sum, run| sum ^ run.entry.raw())
+                let (mut runs, mut sum) = (Runs::new(maps, store, range), 0);
+                while !runs.is_done() {
+                    runs.step_by_leaf(|run| {
+                        sum ^= run.entry.raw();
+                        true
+                    });
+                }
+                sum
             }),
             Contestant::timed("chunks of a slice", space.p2m.len(), || {
                 let runs = space.p2m.chunk_by(|mfn, next| mfn + 1 == *next);
