@@ -40,6 +40,25 @@ impl Run {
         self.pfn.get() + self.nr_pages
     }
 
+    /// Returns what the next word has to be for the run to go on.
+    #[inline]
+    fn next(self) -> Next {
+        match self.entry.mfn() {
+            None => Next {
+                word: INVALID,
+                step: 0,
+                end: Pfn::LIMIT,
+            },
+            // OVERFLOW: A run ends with the last frame, at the latest, and the tags are far above.
+            // Both numbers are far below 2^63.
+            Some(mfn) => Next {
+                word: self.entry.raw() + self.nr_pages,
+                step: 1,
+                end: self.pfn.get() + (Mfn::LIMIT - mfn.get()),
+            },
+        }
+    }
+
     /// Returns how many words of a leaf, from the one behind the run on and at most `nr`, go on with
     /// it.
     #[inline]
@@ -52,6 +71,16 @@ impl Run {
         let nr = nr.min(Mfn::LIMIT - mfn.get() - self.nr_pages);
         leaf.run_len(self.end(), raw + self.nr_pages, 1, nr)
     }
+}
+
+/// With which words a run goes on.
+struct Next {
+    /// The next one.
+    word: u64,
+    /// How much more each is than the one before.
+    step: u64,
+    /// The PFN at which there can't be one any more.
+    end: u64,
 }
 
 /// Returns the part of a range that is in the leaf of its first PFN.
@@ -175,27 +204,36 @@ impl<'a, S: TableStore> Runs<'a, S> {
         end: u64,
         found: &mut impl FnMut(Run) -> bool,
     ) -> u64 {
+        let mut last: Option<(Run, Next)> = self.pending.map(|run| (run, run.next()));
         let mut at = start;
-        while let Some(pfn) = Pfn::new(at).filter(|_| at < end) {
-            if let Some(run) = &mut self.pending {
-                // OVERFLOW: It is before the end.
-                let nr = run.len_in(leaf, end - at);
-                if nr > 0 {
-                    run.nr_pages += nr;
-                    at += nr;
+        for word in leaf.words(start) {
+            let Some(pfn) = Pfn::new(at).filter(|_| at < end) else {
+                break;
+            };
+            at += 1;
+            let entry = Entry::from_raw(word);
+            if let Some((run, next)) = &mut last {
+                // There are other words that stand for nothing.
+                if (word == next.word && pfn.get() < next.end)
+                    || (run.entry == Entry::Invalid && entry == Entry::Invalid)
+                {
+                    // OVERFLOW: A run is in the PFN space.
+                    run.nr_pages += 1;
+                    next.word = next.word.wrapping_add(next.step);
                     continue;
                 }
             }
-            at += 1;
             let run = Run {
                 pfn,
                 nr_pages: 1,
-                entry: Entry::from_raw(leaf.load(pfn.get())),
+                entry,
             };
-            if !self.add(run, found) {
+            let ended = last.replace((run, run.next()));
+            if ended.is_some_and(|(run, _)| !found(run)) {
                 break;
             }
         }
+        self.pending = last.map(|(run, _)| run);
         at
     }
 

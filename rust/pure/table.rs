@@ -61,6 +61,15 @@ impl Table {
         }
     }
 
+    /// Returns the words from the one that `index` selects on, to the end of the table. Each is loaded as
+    /// by [`load()`](Self::load).
+    #[inline]
+    pub fn words(&self, index: u64) -> impl Iterator<Item = u64> + '_ {
+        self.slots(index)
+            .iter()
+            .map(|slot| slot.load(Ordering::Acquire))
+    }
+
     /// Returns how many words from the one that `index` selects on are `word`, and those that follow it
     /// by `step`: at most `nr`. Each is loaded as by [`load()`](Self::load).
     #[inline]
