@@ -14,7 +14,7 @@
 # more, at the first instruction of the handler. If that came from user mode, it's before
 # SWAPGS. A test in which that happens is run once more there, and says so.
 #
-# The machine itself has died there, too, which that doesn't explain: once in silence, once
+# The machine itself has died there, too, which that does not explain: twice in silence, once
 # as the end of the stack of the thread in KVM_RUN was overwritten. That one isn't
 # understood; it may be anybody's.
 
