@@ -63,13 +63,10 @@ impl Run {
     /// it.
     #[inline]
     fn len_in(self, leaf: &Table, nr: u64) -> u64 {
-        let raw = self.entry.raw();
-        let Some(mfn) = self.entry.mfn() else {
-            return leaf.run_len(self.end(), INVALID, 0, nr);
-        };
-        // OVERFLOW: A run ends with the last frame, at the latest, and the tags are far above.
-        let nr = nr.min(Mfn::LIMIT - mfn.get() - self.nr_pages);
-        leaf.run_len(self.end(), raw + self.nr_pages, 1, nr)
+        let next = self.next();
+        // OVERFLOW: A run ends there, at the latest.
+        let nr = nr.min(next.end - self.end());
+        leaf.run_len(self.end(), next.word, next.step, nr)
     }
 }
 

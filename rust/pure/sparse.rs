@@ -551,11 +551,8 @@ impl Sparse {
             if is_whole && self.replace_run(writer, store, watch, index, None, &mut gone) {
                 continue;
             }
-            match self.leaf(store, index) {
-                Some(leaf) if leaf != store.missing(0) => {
-                    store.table(leaf).take_run(index, nr, &mut gone);
-                }
-                _ => (),
+            if let Leaf::Table(leaf) = self.words(store, index) {
+                leaf.take_run(index, nr, &mut gone);
             }
         }
     }
@@ -582,11 +579,8 @@ impl Sparse {
                     continue;
                 }
             }
-            match self.leaf(store, index) {
-                Some(leaf) if leaf != store.missing(0) => {
-                    store.table(leaf).clear_run(index, nr);
-                }
-                _ => (),
+            if let Leaf::Table(leaf) = self.words(store, index) {
+                leaf.clear_run(index, nr);
             }
         }
     }
