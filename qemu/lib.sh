@@ -9,6 +9,9 @@
 
 set -euo pipefail
 
+# What others say is looked at.
+export LC_ALL=C.UTF-8
+
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cache=${P2M_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/p2m}
 build=$top/build
@@ -127,6 +130,9 @@ check_host() {
 
 	((EUID == 0)) || die "needs root for chroot and mounts, run: sudo make run"
 	[[ $(uname -m) == x86_64 ]] || die 'needs an x86-64 host'
+	# make takes none of the first two, nor does QEMU of the last.
+	[[ $top != *[[:space:]:,]* ]] ||
+		die "needs a checkout whose path has no space, colon or comma, not $top"
 	for tool in unshare setpriv flock mount chroot sha256sum; do
 		command -v "$tool" >/dev/null ||
 			die "needs $tool, install coreutils and util-linux"
