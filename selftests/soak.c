@@ -23,8 +23,6 @@
 
 #define NR_TESTS 4
 #define NR_WORKERS 6
-/* An hour and more: the tests end by themselves. */
-#define TIMEOUT 14400
 
 /* A domain that all workers change: half of it is kept, half comes and goes. */
 #define KEPT_PAGES 4096ULL
@@ -39,6 +37,12 @@ static __u64 seconds(void)
 	__u64 all = text ? strtoull(text, NULL, 0) : 60;
 
 	return all / NR_TESTS;
+}
+
+/* An hour more than that: the tests end by themselves. */
+static int timeout(void)
+{
+	return seconds() + 3600;
 }
 
 static __u64 below(__u64 *rng, __u64 n)
@@ -348,7 +352,7 @@ static void end_all(struct __test_metadata *_metadata, pid_t *pids, int nr)
 /* The longest that the other tests don't look at what there is. */
 #define ROUND_MS 3000
 
-TEST_F_TIMEOUT(soak, killed_at_any_moment_leaves_nothing, TIMEOUT)
+TEST_F_TIMEOUT(soak, killed_at_any_moment_leaves_nothing, timeout())
 {
 	__u64 end = now_ms() + seconds() * 1000, round_end;
 	__u64 nr_kills = 0, nr_rounds = 0, nr_unloads = 0;
@@ -600,7 +604,7 @@ static void clean_up(struct __test_metadata *_metadata, int fd)
 		EXPECT_EQ(ENOENT, errno);
 }
 
-TEST_F_TIMEOUT(soak, killed_in_each_operation_leaves_nothing, TIMEOUT)
+TEST_F_TIMEOUT(soak, killed_in_each_operation_leaves_nothing, timeout())
 {
 	static const struct {
 		const char *name;
@@ -693,7 +697,7 @@ static void own_and_take(__u64 seed)
 	}
 }
 
-TEST_F_TIMEOUT(soak, owners_killed_for_memory_leave_nothing, TIMEOUT)
+TEST_F_TIMEOUT(soak, owners_killed_for_memory_leave_nothing, timeout())
 {
 	__u64 end = now_ms() + seconds() * 1000, nr_kills = 0;
 	char text[32];
@@ -738,7 +742,7 @@ static bool set_online(int cpu, bool is_online)
 	return write_text(path, is_online ? "1" : "0");
 }
 
-TEST_F_TIMEOUT(soak, processors_come_and_go, TIMEOUT)
+TEST_F_TIMEOUT(soak, processors_come_and_go, timeout())
 {
 	__u64 end = now_ms() + seconds() * 1000, nr_changes = 0;
 	int cpu, i, nr_cpus = sysconf(_SC_NPROCESSORS_CONF);
