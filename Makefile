@@ -30,7 +30,8 @@ p2m: a pseudo-physical to machine mapping, as a kernel module in Rust
   make shell      a guest with the module loaded and p2m in the PATH
   make module     build the module      (tools, selftests: these)
   make clean      remove build/
-  make update     have the next build use the newest packages and kernel
+  make update     have the next build use the newest packages and kernel, and remove what
+                  nothing uses any more
 
   KERNEL=7.3|7.2  the series of the stock Debian kernel to use (debug: see above)
   P2M_CACHE=DIR   where the Debian root and the kernel tree are kept

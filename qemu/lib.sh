@@ -158,6 +158,12 @@ locate() {
 	kernel=$cache/kernel-$1-$(cat "$top/qemu/build-kernel" <(echo "$root_key") | key)
 }
 
+# Keep update from removing what we and those we start use, as long as any of us lives.
+use_cache() {
+	exec 8<"$cache"
+	flock --shared 8
+}
+
 # Hold file descriptor 9 open while something is made.
 lock() {
 	exec 9>"$cache/lock"
@@ -174,6 +180,7 @@ prepare() {
 	[[ ${suite_of[${wanted[0]}]:-} ]] ||
 		die "KERNEL=$KERNEL is not supported, use one of: ${supported[*]} debug"
 
+	use_cache
 	prepare_stock
 	[[ ${KERNEL:-} != debug ]] || prepare_debug
 }
