@@ -14,9 +14,10 @@ define HELP
 p2m: a pseudo-physical to machine mapping, as a kernel module in Rust
 
   make run        build, boot a guest, load the module and show what it does
-  make test       run all tests, on the host and in a guest
+  make test       run the tests, on the host and in guests (of test-crash, the short ones)
   make test-debug run those of the guest on a debug kernel, that is built first
-  make test-crash have guests panic with a crash kernel loaded
+  make test-crash have guests panic with a crash kernel loaded: TEST='NAME...' for some of
+                  the tests (see qemu/test-crash), CRASHES=N for as many panics in a row
   make fuzz       a long run of the fuzzer of system calls: FUZZ='--ops N --seed N',
                   or FUZZ='--replay build/fuzz.list' for the last list of calls
   make fuzz-pure  a long run of the fuzzers of what needs no kernel:
@@ -24,8 +25,8 @@ p2m: a pseudo-physical to machine mapping, as a kernel module in Rust
   make soak       all operations at once for an hour, under pressure and kills:
                   SOAK='--minutes N'
   make bench      measure it side by side with what people use today
-  make bench-guest the same for kernels in regions, beside anonymous memory
-  make bench-crash the same for crash kernels, beside kdump
+  make bench-guest the same for kernels in regions, beside anonymous memory: RUNS=N
+  make bench-crash the same for crash kernels, beside kdump: ROUNDS=N
   make check      formatting, lints and warnings
   make shell      a guest with the module loaded and p2m in the PATH
   make module     build the module      (tools, selftests: these)
@@ -35,7 +36,9 @@ p2m: a pseudo-physical to machine mapping, as a kernel module in Rust
 
   KERNEL=7.3|7.2  the series of the stock Debian kernel to use (debug: see above)
   P2M_CACHE=DIR   where the Debian root and the kernel tree are kept
-  KDIR=DIR        build natively (default: the module) for a prepared kernel tree
+  KDIR=DIR        for a prepared kernel tree, build natively: module (the default), tools,
+                  selftests; clippy for lints of the module; install, install-crash
+                  (PREFIX, DESTDIR) for all, or the service that loads crash kernels
 endef
 export HELP KERNEL P2M_CACHE
 
@@ -77,10 +80,10 @@ bench-guest: module tools selftests
 	@qemu/guest --log bench-guest --timeout 3600 -- qemu/with-module qemu/bench-guest $(RUNS)
 
 bench-crash: module tools
-	@qemu/bench-crash
+	@qemu/bench-crash $(ROUNDS)
 
 test-crash: module tools
-	@qemu/test-crash
+	@qemu/test-crash $(TEST)
 
 check:
 	@qemu/enter qemu/check
