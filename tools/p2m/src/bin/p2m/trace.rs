@@ -51,7 +51,10 @@ pub(crate) fn trace(args: &Args, what: &Trace, out: &mut impl Write) -> Result<b
     };
     printer.begin(domain, what.duration)?;
 
-    let end = what.duration.map(|duration| Instant::now() + duration);
+    // An end that no clock shows doesn't come.
+    let end = what
+        .duration
+        .and_then(|duration| Instant::now().checked_add(duration));
     let mut lines = Lines::default();
     loop {
         let left = end.map(|end| end.saturating_duration_since(Instant::now()));
