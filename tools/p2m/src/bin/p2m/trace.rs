@@ -195,7 +195,7 @@ impl Instance {
                 Err(error) if error.kind() == ErrorKind::Interrupted => (),
                 Err(error) => return Err(error).context("cannot read the trace"),
             }
-            if lines.text.len() > 1 << 20 {
+            if lines.nr_bytes() > 1 << 20 {
                 return Ok(());
             }
         }
@@ -216,19 +216,29 @@ impl Drop for Instance {
 #[derive(Default)]
 struct Lines {
     text: Vec<u8>,
+    /// Where what was not yet taken begins.
+    start: usize,
 }
 
 impl Lines {
+    fn nr_bytes(&self) -> usize {
+        self.text.len() - self.start
+    }
+
     fn add(&mut self, piece: &[u8]) {
+        // Once for all lines that were taken.
+        self.text.drain(..self.start);
+        self.start = 0;
         self.text.extend_from_slice(piece);
     }
 
     /// Takes the first line, if it's complete.
     fn next(&mut self) -> Option<String> {
-        let end = self.text.iter().position(|byte| *byte == b'\n')?;
-        let rest = self.text.split_off(end + 1);
-        let line = std::mem::replace(&mut self.text, rest);
-        Some(String::from_utf8_lossy(&line).trim_end().to_owned())
+        let rest = self.text.get(self.start..)?;
+        let end = rest.iter().position(|byte| *byte == b'\n')?;
+        let line = String::from_utf8_lossy(&rest[..end]).trim_end().to_owned();
+        self.start += end + 1;
+        Some(line)
     }
 }
 
@@ -545,6 +555,8 @@ mod tests {
         assert_eq!(lines.next().as_deref(), Some("bc"));
         assert_eq!(lines.next().as_deref(), Some(""));
         assert_eq!(lines.next(), None);
+        lines.add(b"d");
+        assert_eq!((lines.nr_bytes(), lines.next()), (1, None));
     }
 
     #[test]
