@@ -379,6 +379,10 @@ impl Error {
                 "a contiguous region can't be guarded, of a colour or on demand, one of superpages \
                  neither guarded nor of a colour, and the node must have memory"
             }
+            (Op::ForeignMap | Op::ForeignUnmap, Errno::OVERFLOW) => {
+                "the range has more pages than can be told at once, or ends beyond the last possible \
+                 PFN"
+            }
             (Op::ForeignMap, Errno::INVAL) => "the other domain has to be another one",
             (Op::Identity, Errno::INVAL) => "some of the machine frames are memory",
             (Op::Identity, Errno::EXIST) => "something is at one of the PFNs: release it before",

@@ -21,6 +21,18 @@ fn nr_slots(nr: u64) -> rustix::io::Result<u32> {
     u32::try_from(nr).map_err(|_| Errno::OVERFLOW)
 }
 
+/// Returns the numbers of pages, one for each slot, if there can be so many.
+fn numbers(pages: Range<Pfn>) -> rustix::io::Result<Vec<u64>> {
+    let range = pages.start.0..pages.end.0;
+    let nr = nr_slots(range.end.saturating_sub(range.start))?;
+    let mut numbers = Vec::new();
+    numbers
+        .try_reserve_exact(nr as usize)
+        .map_err(|_| Errno::NOMEM)?;
+    numbers.extend(range);
+    Ok(numbers)
+}
+
 /// Returns what the kernel says of slots.
 fn slots(errors: Vec<i32>) -> Vec<Slot> {
     let errno = |error| (error != 0).then(|| Errno::from_raw_os_error(error));
@@ -32,7 +44,7 @@ impl Domain {
     /// domains see the same memory from then on.
     pub fn map_foreign(&self, start: Pfn, from: &Self, pages: Range<Pfn>) -> Result<Vec<Slot>> {
         let operation = Operation::ForeignMap;
-        let frames: Vec<u64> = (pages.start.0..pages.end.0).collect();
+        let frames = numbers(pages).attempt(operation)?;
         let mut errors = vec![0i32; frames.len()];
         let mut raw = abi::p2m_foreign_map::new();
         raw.fd = from.as_fd().as_raw_fd();
@@ -108,6 +120,15 @@ mod tests {
         ] {
             assert_eq!(error.errno(), Some(Errno::NOTTY));
             assert_eq!(error.done(), 0);
+        }
+        let range = || pages(Pfn(0), 1 << 32);
+        for error in [
+            domain
+                .map_foreign(Pfn(0), &domain, range())
+                .expect_err("too many"),
+            domain.unmap_foreign(range()).expect_err("too many"),
+        ] {
+            assert_eq!(error.errno(), Some(Errno::OVERFLOW));
         }
     }
 }

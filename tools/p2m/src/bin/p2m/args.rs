@@ -872,10 +872,10 @@ fn parse_space(text: &str) -> Result<SpaceId, String> {
 }
 
 fn parse_words(text: &str) -> Result<usize, String> {
-    // More than anybody wants to read, and less than the memory of any machine.
+    // 128 MiB: more than anybody wants to read, and less than there is to keep them in.
     match parse_number(text)? {
         0 => Err("must be more than nothing".to_owned()),
-        number if number <= 1 << 30 => Ok(number as usize),
+        number if number <= 1 << 24 => Ok(number as usize),
         _ => Err("more than can be read".to_owned()),
     }
 }
@@ -1238,6 +1238,8 @@ pub(crate) mod tests {
         assert!(access("0x1000 --write 1 0x2").is_ok());
         assert!(access("0x1000 --write 1 --checksum").is_err());
         assert!(access("0x1000 --words 0").is_err());
+        assert!(access("0x1000 --words 0x1000000").is_ok());
+        assert!(access("0x1000 --words 0x1000001").is_err());
         assert!(access("").is_err());
     }
 
