@@ -8,7 +8,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::fs::OFlags;
-use serde::Serialize;
 
 use crate::abi;
 use crate::domain::Domain;
@@ -27,38 +26,11 @@ impl AsFd for DmaBuf {
     }
 }
 
-/// Who uses the dma-bufs of a domain.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Importers {
-    /// How many dma-bufs there are.
-    pub buffers: u64,
-    /// How many attachments of devices there are.
-    pub attached: u64,
-    /// How many there ever were.
-    pub ever_attached: u64,
-    /// The device that attached last.
-    pub last_device: Option<String>,
-}
-
-impl Importers {
-    /// Reads what fdinfo says.
-    fn parse(text: &str) -> Self {
-        let mut importers = Self::default();
-        for line in text.lines() {
-            let Some((name, value)) = line.split_once(":\t") else {
-                continue;
-            };
-            let number = || value.parse().unwrap_or(0);
-            match name {
-                "p2m-dma-bufs" => importers.buffers = number(),
-                "p2m-dma-attached" => importers.attached = number(),
-                "p2m-dma-ever-attached" => importers.ever_attached = number(),
-                "p2m-dma-device" => importers.last_device = Some(value.to_owned()),
-                _ => (),
-            }
-        }
-        importers
-    }
+/// Returns the device that attached last, as fdinfo says.
+fn last_importer(fdinfo: &str) -> Option<String> {
+    let mut lines = fdinfo.lines();
+    let device = lines.find_map(|line| line.strip_prefix("p2m-dma-device:\t"));
+    device.map(str::to_owned)
 }
 
 impl Domain {
@@ -75,10 +47,10 @@ impl Domain {
         Ok(DmaBuf { fd })
     }
 
-    /// Returns who uses the dma-bufs of the domain.
-    pub fn importers(&self) -> io::Result<Importers> {
+    /// Returns the device that attached last to a dma-buf of the domain.
+    pub fn last_importer(&self) -> io::Result<Option<String>> {
         let fd = self.as_fd().as_raw_fd();
-        fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).map(|text| Importers::parse(&text))
+        fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).map(|text| last_importer(&text))
     }
 }
 
@@ -90,14 +62,8 @@ mod tests {
     fn fdinfo_names_the_last_device() {
         let text = "pos:\t0\np2m-domain:\t7\np2m-dma-bufs:\t2\np2m-dma-attached:\t1\n\
                     p2m-dma-ever-attached:\t3\np2m-dma-device:\t0000:00:04.0\n";
-        let expected = Importers {
-            buffers: 2,
-            attached: 1,
-            ever_attached: 3,
-            last_device: Some("0000:00:04.0".to_owned()),
-        };
-        assert_eq!(Importers::parse(text), expected);
+        assert_eq!(last_importer(text).as_deref(), Some("0000:00:04.0"));
         // An older module says nothing of it.
-        assert_eq!(Importers::parse("pos:\t0\nflags:"), Importers::default());
+        assert_eq!(last_importer("pos:\t0\nflags:"), None);
     }
 }

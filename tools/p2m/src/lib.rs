@@ -67,7 +67,7 @@ mod table;
 mod words;
 
 pub use dma::{Bytes, DmaFlags, DmaLimits, DmaPlan, DmaSegment, plan_dma};
-pub use dma_buf::{DmaBuf, Importers};
+pub use dma_buf::DmaBuf;
 pub use domain::{Domain, Info, RegionBuilder, Runs, Stat};
 pub use error::{Error, Operation, Result};
 pub use foreign::Slot;

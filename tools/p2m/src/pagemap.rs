@@ -4,7 +4,6 @@
 //! the module.
 
 use std::fs::File;
-use std::path::Path;
 
 use rustix::io::Errno;
 
@@ -28,16 +27,7 @@ pub struct Pagemap {
 impl Pagemap {
     /// Opens the pagemap of this process.
     pub fn of_self() -> Result<Self> {
-        Self::open("/proc/self/pagemap".as_ref())
-    }
-
-    /// Opens the pagemap of another process.
-    pub fn of(pid: u32) -> Result<Self> {
-        Self::open(format!("/proc/{pid}/pagemap").as_ref())
-    }
-
-    fn open(path: &Path) -> Result<Self> {
-        File::open(path)
+        File::open("/proc/self/pagemap")
             .map(|file| Self { file })
             .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
             .attempt(Operation::Pagemap)

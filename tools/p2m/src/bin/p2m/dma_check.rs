@@ -517,7 +517,7 @@ pub(crate) fn check(args: &Args, what: &DmaCheck, out: &mut impl Write) -> Resul
         })
         .collect::<p2m::Result<Vec<_>>>()?;
     let damages = damages(&mfns, region.base_pfn, page_bytes, &guards);
-    let device = what.name.clone().or(domain.importers()?.last_device);
+    let device = what.name.clone().or(domain.last_importer()?);
     let mut report = Report {
         base: region.base_pfn,
         bytes: size,
