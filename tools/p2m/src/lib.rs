@@ -81,6 +81,7 @@ pub use pagemap::Pagemap;
 pub use paging::{Address, Level, PteFlags, Span, Step, TableEntry, UnknownFlag, Walk};
 pub use space::{Accessed, Fault, Space, SpaceId, SpaceInfo, Spans};
 pub use table::TableView;
+pub use words::Word;
 
 /// The device node.
 pub const DEVICE: &str = {

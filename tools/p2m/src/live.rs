@@ -12,6 +12,7 @@ use crate::abi;
 use crate::domain::Domain;
 use crate::error::{Attempt, Operation, Result};
 use crate::frame::{Mfn, Pfn, Policy};
+use crate::words::Word;
 
 /// What became of pages that should get other frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -85,7 +86,7 @@ pub struct Broken {
     /// Bytes from the beginning of that page: negative before it, or behind it.
     pub offset: i64,
     /// What is in the word with that byte.
-    pub value: u64,
+    pub value: Word,
 }
 
 impl Broken {
@@ -266,7 +267,7 @@ impl Domain {
             first: (raw.out_pfn != abi::ENTRY_INVALID).then_some(Broken {
                 pfn: Pfn(raw.out_pfn),
                 offset: raw.out_offset,
-                value: raw.out_value,
+                value: Word(raw.out_value),
             }),
         })
     }

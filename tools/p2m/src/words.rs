@@ -1,10 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Files that are arrays of 64-bit words: the P2M as read(2) shows it, and pagemaps.
+//! 64-bit words, and files that are arrays of them: the P2M as read(2) shows it, and pagemaps.
 
+use core::fmt::{self, Display, Formatter};
 use std::os::fd::AsFd;
 
 use rustix::io::{self, Errno};
+use serde::{Serialize, Serializer};
+
+/// A word of any value, which JSON has no numbers for: many readers know only 53 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Word(pub u64);
+
+impl Display for Word {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#018x}", self.0)
+    }
+}
+
+impl Serialize for Word {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
 
 const WORD_BYTES: usize = size_of::<u64>();
 

@@ -18,7 +18,7 @@ use std::thread;
 use anyhow::{Context, Result, bail};
 use p2m::{
     Access, Broken, Constraint, DmaBuf, Domain, EntryKind, Guards, Mfn, MfnRange, OnBroken, Pfn,
-    Policy, Populate, Region, pages,
+    Policy, Populate, Region, Word, pages,
 };
 use rustix::io::{FdFlags, fcntl_setfd};
 use serde::Serialize;
@@ -117,7 +117,7 @@ enum Found {
     /// Too few bytes.
     Nothing,
     /// Something else.
-    Other(u64),
+    Other(Word),
 }
 
 impl Display for Found {
@@ -127,7 +127,7 @@ impl Display for Found {
             Self::Page(pfn) => write!(f, "what belongs to PFN {pfn}"),
             Self::Old => f.write_str("what was there before"),
             Self::Nothing => f.write_str("nothing"),
-            Self::Other(word) => write!(f, "{word:#018x}"),
+            Self::Other(word) => word.fmt(f),
         }
     }
 }
@@ -214,7 +214,7 @@ impl Expected<'_> {
         let here = index.checked_sub(misaligned).and_then(word);
         let next = || word(index + WORD - misaligned);
         let Some(word) = here.or_else(next) else {
-            return Found::Other(u64::from(found[index]));
+            return Found::Other(Word(found[index].into()));
         };
         let page = |first: u64| {
             let place = pattern::index(word).wrapping_sub(first);
@@ -225,7 +225,7 @@ impl Expected<'_> {
             (true, _) => Found::Guard,
             (false, Some(pfn)) => Found::Page(pfn),
             (false, None) if self.first_index != 0 && page(0).is_some() => Found::Old,
-            (false, None) => Found::Other(word),
+            (false, None) => Found::Other(Word(word)),
         }
     }
 }
@@ -719,7 +719,7 @@ mod tests {
         let word = 0x4141_4141_4141_4141;
         assert_eq!(
             found,
-            [Found::Old, Found::Page(Pfn(16)), Found::Other(word)]
+            [Found::Old, Found::Page(Pfn(16)), Found::Other(Word(word))]
         );
     }
 
@@ -730,7 +730,7 @@ mod tests {
             first: first.map(|offset| Broken {
                 pfn: Pfn(0),
                 offset,
-                value: 0,
+                value: Word(0),
             }),
         }
     }
@@ -843,7 +843,7 @@ verdict  0000:00:04.0 was told as if frames followed each other: FAILED
         let wrong = Wrong {
             pfn: Pfn(17),
             offset: 100,
-            found: Found::Other(1),
+            found: Found::Other(Word(1)),
         };
         let report = report(Vec::new(), vec![wrong], &MFNS);
         assert!(report.boundaries.is_empty());

@@ -6,7 +6,7 @@ use std::fmt::{self, Display, Formatter};
 use std::io::Write;
 
 use anyhow::Result;
-use p2m::{Broken, Guards, OnBroken};
+use p2m::{Broken, Guards, OnBroken, Word};
 use serde::Serialize;
 
 use crate::args::{Args, CheckGuards};
@@ -70,8 +70,8 @@ fn described(broken: Broken) -> String {
         ..0 => format!("{} bytes before it", offset.unsigned_abs()),
         _ => format!("at byte {offset:#x} behind its beginning"),
     };
-    let pattern = Broken::PATTERN;
-    format!("PFN {pfn}, {place}: {value:#018x} instead of {pattern:#018x}")
+    let pattern = Word(Broken::PATTERN);
+    format!("PFN {pfn}, {place}: {value} instead of {pattern}")
 }
 
 #[cfg(test)]
@@ -85,7 +85,7 @@ mod tests {
             described(Broken {
                 pfn: Pfn(7),
                 offset,
-                value: 0x41,
+                value: Word(0x41),
             })
         };
         let rest = ": 0x0000000000000041 instead of 0x7261756721326d70";

@@ -9,8 +9,9 @@ use std::ops::Range;
 use anyhow::Result;
 use p2m::{
     Accessed, Address, Domain, Level, Mfn, Pfn, Populate, PteFlags, SpaceId, SpaceInfo, Span, Step,
+    Word,
 };
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use crate::args::{AccessSpace, Args, CreateSpace, Dump, InSpace, Space, Target, Walk};
 use crate::format::{Count, Verdict, hex_digits, json, section};
@@ -196,22 +197,6 @@ impl Display for Frame {
             Some(mfn) => mfn.fmt(f),
             None => f.write_str("hidden"),
         }
-    }
-}
-
-/// A word of any value, which JSON has no numbers for: many readers know only 53 bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Word(u64);
-
-impl Display for Word {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#018x}", self.0)
-    }
-}
-
-impl Serialize for Word {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
     }
 }
 
