@@ -395,6 +395,7 @@ info_reads_well() {
 		'policies any, scatter, contiguous, superpage; by default any' \
 		'opener   sees MFNs: yes, can map tables: yes' \
 		"can do   spaces: yes, access by the processor: (yes|no), change frames in use: yes" \
+		'         plan DMA: yes, export dma-bufs: yes' \
 		'limits   PFNs below 0x80000000 \(8 TiB\)' \
 		'         MFNs below 0x[0-9a-f]+ \([0-9.]+ GiB\)' \
 		"         $number for each domain" \

@@ -60,12 +60,19 @@ fn print_info(out: &mut impl Write, info: &Info) -> io::Result<()> {
     section(
         out,
         "can do",
-        [format!(
-            "spaces: {}, access by the processor: {}, change frames in use: {}",
-            yes_no(info.spaces),
-            yes_no(info.cpu_access),
-            yes_no(info.live)
-        )],
+        [
+            format!(
+                "spaces: {}, access by the processor: {}, change frames in use: {}",
+                yes_no(info.spaces),
+                yes_no(info.cpu_access),
+                yes_no(info.live)
+            ),
+            format!(
+                "plan DMA: {}, export dma-bufs: {}",
+                yes_no(info.dma_plan),
+                yes_no(info.dma_buf)
+            ),
+        ],
     )?;
     let mut limits = vec![format!(
         "PFNs below {} ({})",
