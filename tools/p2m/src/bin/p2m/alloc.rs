@@ -51,13 +51,13 @@ pub(crate) fn alloc(args: &Args, what: &Alloc, out: &mut impl Write) -> Result<b
     };
     let memory = domain.map(region.range(), Access::ReadWrite, populate)?;
 
-    let linear = if what.region.on_demand && !what.populate {
+    let linear = if what.region.frames.on_demand && !what.populate {
         None
     } else {
         let words = memory.words().context("the memory is read-only")?;
         Some(Linear::of(words))
     };
-    let demand = if what.region.on_demand {
+    let demand = if what.region.frames.on_demand {
         Some(Demand {
             pages: region.nr_pages,
             frames_at_first,
@@ -93,14 +93,19 @@ pub(crate) fn alloc(args: &Args, what: &Alloc, out: &mut impl Write) -> Result<b
     } else {
         report.print(out)?;
     }
-    if report.hold.is_some() {
-        // Who waits for the numbers must get them.
-        out.flush()?;
-        loop {
-            std::thread::park();
-        }
+    match report.hold {
+        Some(_) => hold(out),
+        None => Ok(good),
     }
-    Ok(good)
+}
+
+/// Stays alive until a signal comes. Ends only if nobody can be told.
+pub(crate) fn hold(out: &mut impl Write) -> Result<bool> {
+    // Who waits for the numbers must get them.
+    out.flush()?;
+    loop {
+        std::thread::park();
+    }
 }
 
 /// Compares the frames of a region with those that are mapped.

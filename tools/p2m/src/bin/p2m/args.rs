@@ -12,8 +12,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use p2m::{
-    Address, Colour, Constraint, DmaLimits, Level, Mfn, MfnRange, Pfn, Policy, PteFlags, SpaceId,
-    pages,
+    Address, Colour, Constraint, DmaLimits, Domain, Level, Mfn, MfnRange, Pfn, Policy, PteFlags,
+    RegionBuilder, SpaceId, pages,
 };
 
 use crate::crash::CrashCommand;
@@ -200,14 +200,11 @@ pub(crate) struct Alloc {
     pub(crate) hold: bool,
 }
 
-/// What a region shall be.
+/// What machine frames a region shall have, and when.
 #[derive(Debug, clap::Args)]
-pub(crate) struct NewRegion {
-    /// Size of the region, rounded up to whole pages.
-    #[arg(value_parser = parse_size)]
-    pub(crate) size: u64,
-
-    /// Where the machine frames come from: whatever is fastest, no two neighbours, or one run.
+pub(crate) struct Frames {
+    /// Where the machine frames come from: whatever is fastest, no two neighbours, one run, or runs of
+    /// 2 MiB.
     #[arg(long, default_value = "any", value_parser = policy_parser(Policy::NAMES.map(|(name, _)| name)))]
     pub(crate) policy: Policy,
 
@@ -215,17 +212,39 @@ pub(crate) struct NewRegion {
     #[arg(long, value_parser = parse_number, default_value = "0", hide_default_value = true)]
     pub(crate) seed: u64,
 
-    /// First PFN of the region; otherwise the module chooses.
-    #[arg(long, value_name = "PFN", value_parser = parse_pfn)]
-    pub(crate) base: Option<Pfn>,
-
     /// Have pages come when they are touched. p2m alloc touches none then, unless by --populate.
     #[arg(long)]
     pub(crate) on_demand: bool,
 
-    /// Have guard frames on both sides of each frame.
+    /// Have guard frames on both sides of each frame, for p2m guard check.
     #[arg(long)]
-    guarded: bool,
+    pub(crate) guarded: bool,
+}
+
+impl Frames {
+    /// Begins a region of them.
+    pub(crate) fn region<'a>(&self, domain: &'a Domain, nr_pages: u64) -> RegionBuilder<'a> {
+        let region = domain.region(nr_pages).policy(self.policy).seed(self.seed);
+        match self.on_demand {
+            true => region.on_demand(),
+            false => region,
+        }
+    }
+}
+
+/// What a region shall be.
+#[derive(Debug, clap::Args)]
+pub(crate) struct NewRegion {
+    /// Size of the region, rounded up to whole pages.
+    #[arg(value_parser = parse_size)]
+    pub(crate) size: u64,
+
+    #[command(flatten)]
+    pub(crate) frames: Frames,
+
+    /// First PFN of the region; otherwise the module chooses.
+    #[arg(long, value_name = "PFN", value_parser = parse_pfn)]
+    pub(crate) base: Option<Pfn>,
 
     /// Take frames of this NUMA node only.
     #[arg(long, value_name = "N")]
@@ -256,7 +275,7 @@ impl NewRegion {
             end: range.end,
         });
         Constraint {
-            guarded: self.guarded,
+            guarded: self.frames.guarded,
             node: self.node,
             mfns: below.or(mfns),
             colour: self.colour,
@@ -811,7 +830,7 @@ impl Args {
             Command::Alloc(Alloc { region, .. })
             | Command::Region {
                 command: RegionCommand::Create(CreateRegion { region, .. }),
-            } => (region.policy, region.seed),
+            } => (region.frames.policy, region.frames.seed),
             Command::Move(what) => (what.policy, what.seed),
             Command::Guest { command } => command.policy_and_seed(),
             _ => return Ok(self),
@@ -825,7 +844,9 @@ impl Args {
             Command::Guest { command } if command.lacks_on_demand() => {
                 conflict("--free-pages needs --on-demand: the guest touches free pages as it likes")
             }
-            Command::Alloc(alloc) if alloc.region.on_demand && alloc.check && !alloc.populate => {
+            Command::Alloc(alloc)
+                if alloc.region.frames.on_demand && alloc.check && !alloc.populate =>
+            {
                 conflict("--check compares pages, of which --on-demand leaves none: add --populate")
             }
             _ => Ok(self),
@@ -1163,7 +1184,7 @@ pub(crate) mod tests {
     fn every_policy_can_be_asked_for_by_name() {
         for (name, expected) in Policy::NAMES {
             match parse(&format!("p2m alloc 1M --policy {name}")).map(|args| args.command) {
-                Ok(Command::Alloc(alloc)) => assert_eq!(alloc.region.policy, expected),
+                Ok(Command::Alloc(alloc)) => assert_eq!(alloc.region.frames.policy, expected),
                 other => panic!("{other:?}"),
             }
         }

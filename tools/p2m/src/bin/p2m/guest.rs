@@ -15,7 +15,8 @@ use p2m_guest::{Console, Ending, Guest, How, Hypervisor, Memory, tables};
 use p2m_loader::{Images, Kernel, Loaded, ReadBack, Segment, read_back};
 use serde::Serialize;
 
-use crate::args::{Args, parse_number, parse_size, policy_parser};
+use crate::alloc::hold;
+use crate::args::{Args, Frames, parse_size};
 use crate::format::{Bytes, Count, Progress, Verdict, json, section};
 use crate::inspect::open;
 use crate::kcore::{Below, Kcore};
@@ -45,13 +46,13 @@ impl GuestCommand {
             Self::Load(load) => &load.images,
             Self::Run(run) => &run.images,
         };
-        (images.policy, images.seed)
+        (images.frames.policy, images.frames.seed)
     }
 
     /// Returns whether pages would go that can't come again.
     pub(crate) fn lacks_on_demand(&self) -> bool {
         match self {
-            Self::Run(run) => run.free_pages && !run.images.on_demand && !run.anonymous,
+            Self::Run(run) => run.free_pages && !run.images.frames.on_demand && !run.anonymous,
             Self::Load(_) => false,
         }
     }
@@ -76,21 +77,8 @@ pub(crate) struct GuestImages {
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
     memory: u64,
 
-    /// Where the machine frames come from: whatever is fastest, no two neighbours, or one run.
-    #[arg(long, default_value = "any", value_parser = policy_parser(Policy::NAMES.map(|(name, _)| name)))]
-    policy: Policy,
-
-    /// Which of the scattered orders.
-    #[arg(long, value_parser = parse_number, default_value = "0", hide_default_value = true)]
-    seed: u64,
-
-    /// Have pages come when they are touched.
-    #[arg(long)]
-    on_demand: bool,
-
-    /// Have guard frames on both sides of each frame, for p2m guard check.
-    #[arg(long)]
-    guarded: bool,
+    #[command(flatten)]
+    frames: Frames,
 }
 
 #[derive(Debug, clap::Args)]
@@ -182,26 +170,21 @@ impl Opened {
 fn populate(
     domain: &Domain,
     bytes: u64,
-    images: &GuestImages,
+    frames: &Frames,
 ) -> Result<(Vec<Region>, Memory<Vec<Mapping>>)> {
     if domain.info().page_bytes() != PAGE_BYTES {
         bail!("a guest needs pages of 4 KiB");
     }
     let (mut regions, mut mappings, mut pieces) = (Vec::new(), Vec::new(), Vec::new());
     for range in p2m_guest::layout(bytes)? {
-        let mut region = domain
-            .region((range.end - range.start) / PAGE_BYTES)
-            .policy(images.policy)
-            .seed(images.seed)
+        let region = frames
+            .region(domain, (range.end - range.start) / PAGE_BYTES)
             .constraint(Constraint {
-                guarded: images.guarded,
+                guarded: frames.guarded,
                 ..Constraint::default()
             })
-            .base(Pfn(range.start / PAGE_BYTES));
-        if images.on_demand {
-            region = region.on_demand();
-        }
-        let region = region.create()?;
+            .base(Pfn(range.start / PAGE_BYTES))
+            .create()?;
         let mapping = domain.map(region.range(), Access::ReadWrite, Populate::Lazily)?;
         pieces.push((range.start, mapping.as_ptr(), mapping.len_bytes()));
         regions.push(region);
@@ -289,7 +272,7 @@ pub(crate) fn load(args: &Args, what: &GuestLoad, out: &mut impl Write) -> Resul
     if !domain.info().mfn_visible {
         bail!("cannot read back: machine frame numbers are shown only with CAP_SYS_ADMIN");
     }
-    let (regions, memory) = populate(&domain, opened.memory_bytes, &what.images)?;
+    let (regions, memory) = populate(&domain, opened.memory_bytes, &what.images.frames)?;
     let loaded = opened.load(&memory, false)?;
 
     let mut below = Below {
@@ -323,21 +306,17 @@ pub(crate) fn load(args: &Args, what: &GuestLoad, out: &mut impl Write) -> Resul
         segments,
         entry: loaded.entry.instruction,
         ok,
-        pid: what.hold.then(std::process::id),
+        pid: (ok && what.hold).then(std::process::id),
     };
     if args.json {
         json(out, &report)?;
     } else {
         report.print(out)?;
     }
-    if what.hold && ok {
-        // Who waits for the numbers must get them.
-        out.flush()?;
-        loop {
-            std::thread::park();
-        }
+    match report.pid {
+        Some(_) => hold(out),
+        None => Ok(ok),
     }
-    Ok(ok)
 }
 
 impl Report {
@@ -425,7 +404,7 @@ pub(crate) fn run(args: &Args, what: &GuestRun) -> Result<u8> {
     } else {
         let domain = open(args)?;
         let start = Instant::now();
-        let (_, memory) = populate(&domain, opened.memory_bytes, &what.images)?;
+        let (_, memory) = populate(&domain, opened.memory_bytes, &what.images.frames)?;
         let pages = || DomainPages(&domain);
         run_in(
             what,

@@ -24,16 +24,12 @@ pub(crate) fn region(args: &Args, command: &RegionCommand, out: &mut impl Write)
 /// Creates a region as it was asked for.
 pub(crate) fn create(domain: &Domain, what: &NewRegion) -> p2m::Result<Region> {
     let page = domain.info().page_bytes();
-    let mut region = domain
-        .region(what.size.div_ceil(page))
-        .policy(what.policy)
-        .seed(what.seed)
+    let mut region = what
+        .frames
+        .region(domain, what.size.div_ceil(page))
         .constraint(what.constraint(page));
     if let Some(base) = what.base {
         region = region.base(base);
-    }
-    if what.on_demand {
-        region = region.on_demand();
     }
     region.create()
 }
