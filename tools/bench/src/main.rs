@@ -42,7 +42,7 @@ enum Command {
         #[command(flatten)]
         only: Only,
     },
-    /// Make a table and a plot of `host.json` and `guest.json`, which need not be there.
+    /// Make a table and a plot of `host.json`, and of `guest.json` if it's there.
     Report {
         /// Where they are.
         directory: PathBuf,

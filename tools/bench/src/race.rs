@@ -31,6 +31,11 @@ impl Stat {
         }
     }
 
+    /// Returns whether both are numbers.
+    pub(crate) fn is_finite(&self) -> bool {
+        self.median.is_finite() && self.noise.is_finite()
+    }
+
     /// What was not sampled, but is so.
     pub(crate) fn exactly(value: f64) -> Self {
         Self {

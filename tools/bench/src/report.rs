@@ -95,6 +95,13 @@ impl Figure {
         peers.iter().map(figure).collect()
     }
 
+    /// Returns whether all of it are numbers.
+    fn is_finite(&self) -> bool {
+        [self.value, self.peer_value, self.ratio]
+            .iter()
+            .all(Stat::is_finite)
+    }
+
     /// Returns whether the goal is reached, if there is one.
     fn is_good(&self) -> Option<bool> {
         Some(match self.goal? {
@@ -242,8 +249,25 @@ impl Part {
 
     pub(crate) fn write(mut self, path: &Path) -> Result<()> {
         self.machine.load.1 = load();
+        self.leave_out_no_numbers();
         let text = serde_json::to_string_pretty(&self)?;
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Leaves out what JSON has no numbers for, as of something that always failed.
+    fn leave_out_no_numbers(&mut self) {
+        let (figures, none): (Vec<_>, Vec<_>) = self.figures.drain(..).partition(Figure::is_finite);
+        self.figures = figures;
+        let reason = |figure: Figure| {
+            let Figure {
+                title, case, peer, ..
+            } = figure;
+            format!("{title}, {case}, beside {peer}: no number came of it")
+        };
+        self.left_out.extend(none.into_iter().map(reason));
+        for curve in &mut self.curves {
+            curve.points.retain(|(_, stat)| stat.is_finite());
+        }
     }
 
     pub(crate) fn read(path: &Path) -> Result<Self> {
@@ -352,18 +376,32 @@ mod tests {
             (Some(Goal::Faster(5.0)), 0.2, Some(true)),
             (Some(Goal::Faster(5.0)), 0.21, Some(false)),
         ] {
-            let figure = Figure {
-                title: String::new(),
-                case: String::new(),
-                peer: String::new(),
-                unit: String::new(),
-                value: Stat::exactly(ratio),
-                peer_value: Stat::exactly(1.0),
-                ratio: Stat::exactly(ratio),
-                goal,
-            };
+            let figure = Figure::exact("", "", ratio, ("", 1.0), "", goal);
             assert_eq!(figure.is_good(), expected, "{goal:?} at {ratio}");
         }
+    }
+
+    #[test]
+    fn what_is_written_can_be_read_whatever_failed() {
+        let mut part = Part::new();
+        for value in [1.0, f64::NAN, f64::INFINITY] {
+            let figure = Figure::exact("map", &value.to_string(), value, ("peer", 2.0), "ns", None);
+            part.figures.push(figure);
+        }
+        part.curves.push(Curve {
+            name: String::new(),
+            points: [2.0, f64::NAN].map(|x| (1, Stat::exactly(x))).to_vec(),
+        });
+        let path = std::env::temp_dir().join(format!("p2m-bench-{}", std::process::id()));
+        part.write(&path).expect("write");
+        let part = Part::read(&path);
+        fs::remove_file(&path).expect("remove");
+        let part = part.expect("what was written");
+        assert_eq!((part.figures.len(), part.curves[0].points.len()), (1, 1));
+        assert_eq!(
+            part.left_out,
+            ["NaN", "inf"].map(|case| format!("map, {case}, beside peer: no number came of it"))
+        );
     }
 
     #[test]
