@@ -2,8 +2,8 @@
 
 //! The pure part of p2m: everything that needs neither a kernel nor `unsafe`.
 //!
-//! It uses only `core` and the traits [`TableStore`](table::TableStore) and
-//! [`FrameSource`](policy::FrameSource), so the same source is compiled into the module and, by
+//! It uses only `core` and small traits, as [`TableStore`](table::TableStore) and
+//! [`FrameSource`](policy::FrameSource), so the same source is compiled into the modules and, by
 //! `tools/pure`, into a library for the host, where it is tested, fuzzed and measured.
 //!
 //! From the bottom up:
