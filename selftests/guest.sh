@@ -21,12 +21,15 @@
 # The functions of this file are run by name.
 # shellcheck disable=SC2317
 
+source "$(dirname "$0")/lib.sh"
+
 readonly device=/dev/p2m
 readonly stat=/sys/kernel/debug/p2m/stat
 readonly page=4096
 # How long to wait for anything: everything is slow when it's emulated twice.
 readonly patience=$((300 * ${P2M_TIMEOUT_FACTOR:-1}))
-p2m=$(command -v "${P2M:-p2m}")
+# A guest that doesn't get on isn't asked.
+ending=KILL
 programs=${P2M_GUEST_PROGRAMS:-$(dirname "$0")}
 init=$programs/guest_init
 scan=$programs/guest_scan
@@ -40,38 +43,6 @@ tests=(
 	ctrl_c_frees_everything
 	qemu_boots_the_kernel_in_a_region
 )
-
-skip() {
-	echo "# $*"
-	exit 4
-}
-
-fail() {
-	printf '# %s\n' "$@"
-	exit 1
-}
-
-is() {
-	[[ $1 == "$2" ]] || fail "$3 is '$1', not '$2'"
-}
-
-# Runs p2m, which has to end with this status. Its output is in $out and $err.
-run() {
-	local expected=$1 status=0
-	shift
-
-	out=$("$p2m" "$@" 2>"$tmp/err") || status=$?
-	err=$(<"$tmp/err")
-	((status == expected)) || fail "p2m $*: status $status, not $expected" "$out" "$err"
-}
-
-complains() {
-	[[ $err == *"$1"* ]] || fail "no '$1' in: $err"
-}
-
-json() {
-	jq -e "$1" <<<"$out" >/dev/null || fail "not so: $1" "$(head -c 2000 <<<"$out")"
-}
 
 # Pages of all domains.
 pages() {
@@ -105,7 +76,7 @@ start() {
 	exec {in}<>"$tmp/in"
 	"$p2m" guest run --kernel "$kernel" --initrd "$work/initrd" "$@" \
 		--append "quiet no_timer_check panic=-1 $append" \
-		<"$tmp/in" >"$tmp/out" 2>"$tmp/err" &
+		<"$tmp/in" >"$tmp/console" 2>"$tmp/said" &
 	pid=$!
 }
 
@@ -118,23 +89,23 @@ await() {
 	local i
 
 	for ((i = 0; i < 10 * patience; i++)); do
-		! tr -d '\r' <"$tmp/out" | tail -n "+${2:-1}" | grep -qE "$1" || return 0
+		! tr -d '\r' <"$tmp/console" | tail -n "+${2:-1}" | grep -qE "$1" || return 0
 		kill -0 "$pid" 2>/dev/null || break
 		sleep 0.1
 	done
-	fail "'$1' didn't come" "$(tail -n 20 "$tmp/out")" "$(<"$tmp/err")"
+	fail "'$1' didn't come" "$(tail -n 20 "$tmp/console")" "$(<"$tmp/said")"
 }
 
 # Waits until it has checked all of its memory once more.
 await_round() {
 	local lines
-	lines=$(wc -l <"$tmp/out")
+	lines=$(wc -l <"$tmp/console")
 	# One that was going on, and a whole one.
 	await '^ROUND' $((lines + 1))
-	lines=$(wc -l <"$tmp/out")
+	lines=$(wc -l <"$tmp/console")
 	await '^ROUND' $((lines + 1))
 	note "round ${BASH_LINENO[0]}"
-	! grep -qE 'BAD|[1-9][0-9]* bad' "$tmp/out" || fail "$(grep -a -m 3 -i bad "$tmp/out")"
+	! grep -qE 'BAD|[1-9][0-9]* bad' "$tmp/console" || fail "$(grep -a -m 3 -i bad "$tmp/console")"
 }
 
 # Waits until a command says that something is so.
@@ -143,7 +114,7 @@ until_so() {
 
 	for ((i = 0; i < 10 * patience; i++)); do
 		! "$@" || return 0
-		kill -0 "$pid" 2>/dev/null || fail 'the guest has ended' "$(tail -n 20 "$tmp/out")" "$(<"$tmp/err")"
+		kill -0 "$pid" 2>/dev/null || fail 'the guest has ended' "$(tail -n 20 "$tmp/console")" "$(<"$tmp/said")"
 		sleep 0.1
 	done
 	fail "never: $*"
@@ -178,6 +149,7 @@ outside() {
 write_outside() {
 	cat >"$work/outside.py" <<-'END'
 		import mmap, os, struct, sys, zlib
+		from machine import Machine
 
 		PAGE = mmap.PAGESIZE
 		MASK = 2**64 - 1
@@ -188,29 +160,6 @@ write_outside() {
 		    z = ((z ^ z >> 30) * 0xbf58476d1ce4e5b9) & MASK
 		    z = ((z ^ z >> 27) * 0x94d049bb133111eb) & MASK
 		    return z ^ z >> 31
-
-		class Machine:
-		    """The memory of the machine, by machine addresses."""
-
-		    def __init__(self):
-		        self.fd = os.open("/proc/kcore", os.O_RDONLY)
-		        header = os.pread(self.fd, 64, 0)
-		        start, size, nr = struct.unpack_from("=Q", header, 32) + \
-		            struct.unpack_from("=HH", header, 54)
-		        # Address, size, offset.
-		        self.pieces = []
-		        for index in range(nr):
-		            kind, _, offset, virtual, address, size_in_file, _, _ = struct.unpack(
-		                "=IIQQQQQQ", os.pread(self.fd, size, start + index * size))
-		            # Not the kernel's image, that is in the direct map, too.
-		            if kind == 1 and address < 1 << 52 and virtual < 0xffffffff80000000:
-		                self.pieces.append((address, size_in_file, offset))
-
-		    def read(self, address, size):
-		        for start, length, offset in self.pieces:
-		            if start <= address and address + size <= start + length:
-		                return os.pread(self.fd, size, offset + address - start)
-		        raise SystemExit(f"there is no memory at {address:#x}")
 
 		def words_of(pid):
 		    """Yield the words of the pagemap of what a process has mapped of the device, with
@@ -280,10 +229,10 @@ load_is_read_back_from_the_machine() {
 
 	before=$(pages)
 	"$p2m" --json guest load --kernel "$kernel" --initrd "$work/initrd" --memory 192M \
-		--policy scatter --seed 5 --append 'some words' --hold >"$tmp/out" 2>"$tmp/err" &
+		--policy scatter --seed 5 --append 'some words' --hold >"$tmp/console" 2>"$tmp/said" &
 	pid=$!
-	until_so jq -e .ok "$tmp/out" >/dev/null 2>&1
-	out=$(<"$tmp/out")
+	until_so jq -e .ok "$tmp/console" >/dev/null 2>&1
+	out=$(<"$tmp/console")
 	json '.ok and all(.segments[]; .ok and .checksum == .found and .runs == .frames)'
 	json '[.segments[].kind] | contains(["command line", "boot parameters", "kernel", "initrd"])'
 	json '.machine.runs == 49152 and .machine.longest_run_pages == 1'
@@ -397,7 +346,7 @@ kernel_sees_one_piece_while_its_frames_change() {
 	await '^READY'
 	note ready
 	# One piece, but for what is below 1 MiB on every PC, and what was asked to be left out.
-	found=$(tr -d '\r' <"$tmp/out" | sed -n 's/^IOMEM \(.*System RAM\)$/\1/p')
+	found=$(tr -d '\r' <"$tmp/console" | sed -n 's/^IOMEM \(.*System RAM\)$/\1/p')
 	is "$found" $'00001000-0009fbff : System RAM\n00100000-0befffff : System RAM' 'System RAM'
 	# No two neighbours.
 	run 0 --json map --pid "$pid"
@@ -460,7 +409,7 @@ kernel_sees_one_piece_while_its_frames_change() {
 	say exit 7
 	await_end
 	is "$status" 7 'exit status'
-	is "$(<"$tmp/err")" '' 'standard error'
+	is "$(<"$tmp/said")" '' 'standard error'
 	jq -e '.status == 7 and .how == "off" and .memory == "p2m"' "$tmp/report" >/dev/null ||
 		fail "$(<"$tmp/report")"
 	: >"$tmp/ask"
@@ -554,7 +503,7 @@ qemu_boots_the_kernel_in_a_region() {
 		-append "console=ttyS0 quiet no_timer_check panic=-1 memmap=1M\$150M
 			p2m.marker=$at p2m.seed=$seed p2m.load=16" \
 		-chardev stdio,id=console,signal=off -serial chardev:console \
-		-serial "file:$tmp/status" <"$tmp/in" >"$tmp/out" 2>"$tmp/err" &
+		-serial "file:$tmp/status" <"$tmp/in" >"$tmp/console" 2>"$tmp/said" &
 	pid=$!
 	await '^READY'
 	note ready
@@ -573,30 +522,11 @@ is_emulated() {
 	grep -q '^model name.*QEMU TCG' /proc/cpuinfo
 }
 
-# Runs a test. The status is in $status.
-run_test() {
+# try TEST NUMBER: run a test, with a directory of its own.
+try() {
 	tmp=$work/$1.$2
 	mkdir "$tmp"
-	# Not in a condition, where -e would have no effect.
-	(
-		set -eu
-		trap cleanup EXIT
-		"$1"
-	)
-	status=$?
-}
-
-# End what the test left running; some of it may have ended already.
-cleanup() {
-	set +e
-	jobs -p | xargs -r kill -KILL 2>/dev/null
-	wait 2>/dev/null
-}
-
-skip_all() {
-	echo "TAP version 13"
-	echo "1..0 # SKIP $1"
-	exit 4
+	run_test "$1"
 }
 
 # That the device is there proves nothing.
@@ -630,6 +560,7 @@ kernel=$(find_kernel)
 (($# == 0)) || tests=("$@")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+write_machine "$work"
 write_outside
 make_initrd
 kvm=no
@@ -637,22 +568,17 @@ kvm=no
 
 echo "TAP version 13"
 echo "1..${#tests[@]}"
-failed=0 nr=0
 for test in "${tests[@]}"; do
-	nr=$((nr + 1))
 	if [[ $kvm == no && $test != load_* ]]; then
-		echo "ok $nr $test # SKIP no KVM"
-		continue
+		echo '# no KVM'
+		status=4
+	else
+		try "$test" 1
 	fi
-	run_test "$test" 1
-	if ((status == 1)) && is_emulated && grep -qs 'triple fault' "$tmp/err"; then
+	if ((status == 1)) && is_emulated && grep -qs 'triple fault' "$tmp"/{err,said}; then
 		echo '# a triple fault on an emulated processor: once more'
-		run_test "$test" 2
+		try "$test" 2
 	fi
-	case $status in
-	0) echo "ok $nr $test" ;;
-	4) echo "ok $nr $test # SKIP" ;;
-	*) echo "not ok $nr $test" && failed=1 ;;
-	esac
+	result "$test"
 done
 exit $failed
