@@ -161,14 +161,18 @@ fn there_is_help_for_every_command() {
         "move",
         "evacuate",
         "contig",
+        "collapse",
         "exchange",
         "audit",
         "region",
         "guard",
+        "dma",
         "foreign",
         "identity",
         "fail-nth",
         "trace",
+        "guest",
+        "crash",
         "completions",
     ] {
         p2m("--help")
