@@ -62,6 +62,12 @@ pub struct Load {
 /// Low memory comes in multiples of so many bytes.
 pub const LOW_GRAIN: u64 = abi::P2M_CRASH_LOW_GRAIN as u64;
 
+/// There can't be more bytes of low memory.
+pub const MAX_LOW: u64 = abi::P2M_CRASH_MAX_LOW as u64;
+
+/// No window has more bytes.
+pub const MAX_MEMORY: u64 = abi::P2M_CRASH_MAX_MEMORY as u64;
+
 /// How things are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Status {
@@ -127,7 +133,9 @@ impl Crash {
 
     /// Takes low memory for the next crash kernel that is loaded, and returns where it is.
     pub fn take_low(&self, bytes: u64) -> Result<Vec<Range<u64>>> {
-        let mut ranges = vec![abi::p2m_crash_range::default(); (bytes / LOW_GRAIN) as usize];
+        // More than there can be is for the module to refuse.
+        let nr = (bytes.min(MAX_LOW) / LOW_GRAIN) as usize;
+        let mut ranges = vec![abi::p2m_crash_range::default(); nr];
         let mut low = abi::p2m_crash_low {
             memory: bytes,
             ranges: ranges.as_mut_ptr() as u64,

@@ -145,6 +145,10 @@ impl Error {
                 "too little memory is free for a panic to count on: free some, or ask for less \
                  with --memory and --min-memory"
             }
+            (LOAD, Errno::INVAL) => {
+                "--min-memory has to have room for the kernel and the initramfs, and can't be more \
+                 than --memory"
+            }
             (LOW, Errno::NOMEM) => {
                 "no pieces of memory below 4 GiB are free for DMA: free some, or ask for less or \
                  none with --dma-memory"

@@ -20,5 +20,5 @@ mod error;
 pub mod image;
 pub mod machine;
 
-pub use device::{Crash, DEVICE, Info, LOW_GRAIN, Load, Status};
+pub use device::{Crash, DEVICE, Info, LOW_GRAIN, Load, MAX_LOW, MAX_MEMORY, Status};
 pub use error::{Error, Refusal, Result};

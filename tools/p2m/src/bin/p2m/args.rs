@@ -978,7 +978,7 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 }
 
 /// Parses a size that may be nothing.
-fn parse_offset(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_offset(text: &str) -> Result<u64, String> {
     parse_number(text).or_else(|_| parse_size(text))
 }
 
@@ -1119,7 +1119,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn parse(line: &str) -> Result<Args, ErrorKind> {
+    pub(crate) fn parse(line: &str) -> Result<Args, ErrorKind> {
         Args::try_parse_from(line.split_whitespace())
             .and_then(Args::validated)
             .map_err(|error| error.kind())

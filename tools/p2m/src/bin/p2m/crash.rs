@@ -10,10 +10,10 @@ use anyhow::{Context, Result, bail};
 use clap::{Subcommand, ValueEnum};
 use p2m_crash::image::{Image, Recipe};
 use p2m_crash::machine::Machine;
-use p2m_crash::{Crash, LOW_GRAIN, Load};
+use p2m_crash::{Crash, LOW_GRAIN, Load, MAX_LOW, MAX_MEMORY};
 use serde::{Deserialize, Serialize};
 
-use crate::args::{Args, parse_size};
+use crate::args::{Args, parse_offset, parse_size};
 use crate::format::{Bytes, json, section};
 
 #[derive(Debug, Subcommand)]
@@ -52,11 +52,11 @@ pub(crate) struct CrashLoad {
     append: String,
 
     /// The memory of the crash kernel, 1G at most.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "256M")]
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory, default_value = "256M")]
     memory: u64,
 
     /// Don't start it with less; without this, what it's known to need.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     min_memory: Option<u64>,
 
     /// Have frames for so much of it, whatever is free at a panic: a floor. "all" for everything.
@@ -69,8 +69,8 @@ pub(crate) struct CrashLoad {
     iommu: Iommu,
 
     /// Without an IOMMU, have so much memory below 4 GiB for DMA, half of it to bounce through. The
-    /// initramfs has to load p2m_crash_helper before any driver that uses DMA. 0 for none.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "16M")]
+    /// initramfs has to load p2m_crash_helper before any driver that uses DMA. 128M at most, 0 for none.
+    #[arg(long, value_name = "SIZE", value_parser = parse_dma_memory, default_value = "16M")]
     dma_memory: u64,
 }
 
@@ -80,6 +80,20 @@ enum Iommu {
     Auto,
     On,
     Off,
+}
+
+fn parse_memory(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        size if size > MAX_MEMORY => Err("no crash kernel has more than 1G".to_owned()),
+        size => Ok(size),
+    }
+}
+
+fn parse_dma_memory(text: &str) -> Result<u64, String> {
+    match parse_offset(text)? {
+        size if size > MAX_LOW => Err("there is no more than 128M".to_owned()),
+        size => Ok(size),
+    }
 }
 
 fn parse_hold(text: &str) -> Result<u64, String> {
@@ -253,4 +267,68 @@ fn status(args: &Args, crash: &Crash, out: &mut impl Write) -> Result<bool> {
         )],
     )?;
     Ok(enough && !status.stale)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Command;
+    use crate::args::tests::parse;
+
+    fn load(rest: &str) -> Option<CrashLoad> {
+        let line = format!("p2m crash load --kernel k --initrd i {rest}");
+        match parse(&line).ok()?.command {
+            Command::Crash {
+                command: CrashCommand::Load(load),
+            } => Some(load),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn memory_is_what_there_can_be() {
+        type Field = fn(&CrashLoad) -> Option<u64>;
+        let memory: Field = |load| Some(load.memory);
+        let min_memory: Field = |load| load.min_memory;
+        let hold: Field = |load| load.hold;
+        let dma_memory: Field = |load| Some(load.dma_memory);
+        for (rest, field, is) in [
+            ("", memory, Some(256 << 20)),
+            ("--memory 1G", memory, Some(1 << 30)),
+            ("", min_memory, None),
+            ("--min-memory 1G", min_memory, Some(1 << 30)),
+            ("", hold, None),
+            ("--hold 5000", hold, Some(5000)),
+            ("--hold all", hold, Some(u64::MAX)),
+            ("", dma_memory, Some(16 << 20)),
+            ("--dma-memory 0", dma_memory, Some(0)),
+            ("--dma-memory 128M", dma_memory, Some(128 << 20)),
+        ] {
+            assert_eq!(load(rest).map(|load| field(&load)), Some(is), "{rest}");
+        }
+        for wrong in [
+            "--memory 0",
+            "--memory 1025M",
+            "--memory 0xffffffffffffffff",
+            "--min-memory 0",
+            "--min-memory 2G",
+            "--hold 0",
+            "--dma-memory 129M",
+            "--dma-memory 16777215T",
+            "--dma-memory 0xffffffffffffffff",
+        ] {
+            assert!(load(wrong).is_none(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_is_what_was_asked_for() {
+        for rest in ["", "--min-memory 64M --hold all --iommu off --dma-memory 0"] {
+            let line = format!("{rest} --append a=b");
+            let load = load(&line).expect("arguments");
+            let text = serde_json::to_vec(&load).expect("JSON");
+            let again: CrashLoad = serde_json::from_slice(&text).expect("JSON");
+            assert_eq!(format!("{again:?}"), format!("{load:?}"));
+        }
+    }
 }
