@@ -3,14 +3,14 @@
 //! A crash kernel, where nothing is reserved for one.
 
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{self, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Subcommand, ValueEnum};
 use p2m_crash::image::{Image, Recipe};
 use p2m_crash::machine::Machine;
-use p2m_crash::{Crash, LOW_GRAIN, Load, MAX_LOW, MAX_MEMORY};
+use p2m_crash::{Crash, LOW_GRAIN, Load, MAX_LOW, MAX_MEMORY, Status};
 use serde::{Deserialize, Serialize};
 
 use crate::args::{Args, parse_offset, parse_size};
@@ -26,7 +26,8 @@ pub(crate) enum CrashCommand {
     /// Load again, as the last time, if memory or processors were added or removed since. What was
     /// loaded stays until then.
     Refresh,
-    /// Show what is loaded, and how much memory it would get if the kernel panicked now.
+    /// Show what is loaded, and how much memory it would get if the kernel panicked now. Fails if
+    /// nothing is loaded, or something that it would be too little for, or that is stale.
     Status,
     /// Unload what is loaded.
     Unload,
@@ -213,17 +214,23 @@ fn try_load(crash: &Crash, what: &CrashLoad) -> Result<()> {
     Ok(crash.load(&image, how)?)
 }
 
+/// Prints how things are, and returns whether a panic would start what is loaded, and that's right for
+/// the machine.
 fn status(args: &Args, crash: &Crash, out: &mut impl Write) -> Result<bool> {
     let status = crash.status()?;
-    if args.json {
-        json(out, &status)?;
-        return Ok(true);
-    }
-    if !status.loaded {
-        section(out, "crash", ["no kernel is loaded"])?;
-        return Ok(true);
-    }
     let enough = status.would_get >= status.min_memory;
+    let good = status.loaded && enough && !status.stale;
+    match args.json {
+        true => json(out, &status)?,
+        false => print(&status, enough, out)?,
+    }
+    Ok(good)
+}
+
+fn print(status: &Status, enough: bool, out: &mut impl Write) -> io::Result<()> {
+    if !status.loaded {
+        return section(out, "crash", ["no kernel is loaded"]);
+    }
     section(
         out,
         "crash",
@@ -265,8 +272,7 @@ fn status(args: &Args, crash: &Crash, out: &mut impl Write) -> Result<bool> {
             Bytes(status.free),
             Bytes(status.min_memory.saturating_sub(status.held))
         )],
-    )?;
-    Ok(enough && !status.stale)
+    )
 }
 
 #[cfg(test)]
