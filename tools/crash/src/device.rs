@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use rustix::io::Errno;
 use serde::Serialize;
 
@@ -111,6 +111,12 @@ impl Crash {
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let fd = open(path, flags, Mode::empty()).map_err(attempt(error::OPEN))?;
         Ok(Self { fd })
+    }
+
+    /// Waits until nobody else has it locked, and locks it for as long as it's open: for who looks at
+    /// what is loaded before loading something.
+    pub fn lock(&self) -> Result<()> {
+        flock(&self.fd, FlockOperation::LockExclusive).map_err(attempt(error::LOCK))
     }
 
     /// Returns what windows have to say, or why there can't be one.

@@ -163,6 +163,7 @@ impl Error {
 
 /// What is attempted.
 pub(crate) const OPEN: &str = "open the device";
+pub(crate) const LOCK: &str = "lock the device";
 pub(crate) const INFO: &str = "ask the module";
 pub(crate) const LOW: &str = "take low memory";
 pub(crate) const LOAD: &str = "load the crash kernel";

@@ -116,16 +116,20 @@ pub(crate) fn crash(args: &Args, command: &CrashCommand, out: &mut impl Write) -
     let crash = Crash::open(device)?;
     match command {
         CrashCommand::Load(what) => {
+            crash.lock()?;
             load(&crash, what)?;
             remember(what)?;
             status(args, &crash, out)
         }
         CrashCommand::Refresh => {
+            // There may be one for each processor and piece of memory that came, all at once.
+            crash.lock()?;
             refresh(&crash)?;
             status(args, &crash, out)
         }
         CrashCommand::Status => status(args, &crash, out),
         CrashCommand::Unload => {
+            crash.lock()?;
             crash.unload()?;
             // It may be that nothing was remembered.
             let _ = fs::remove_file(LAST);
