@@ -26,13 +26,13 @@ use kernel::{
     },
     new_mutex,
     prelude::*,
-    sync::Mutex,
-    uaccess::UserPtr, //
+    sync::Mutex, //
 };
 
 use crate::{
     frames::LowMemory,
     image::Notifier,
+    ioctl::dispatch,
     operations::Operations, //
 };
 
@@ -99,18 +99,6 @@ struct Session {
     low: Mutex<Option<LowMemory>>,
 }
 
-/// Calls the handler of a command by its number.
-macro_rules! dispatch {
-    ($session:expr, $cmd:expr, $arg:expr, { $($command:ident => $handler:path,)* }) => {
-        match $cmd {
-            $(<abi::$command as abi::Command>::NUMBER => {
-                abi::handle($arg, |command| $handler($session, command))
-            })*
-            _ => Err(ENOTTY),
-        }
-    };
-}
-
 #[vtable]
 impl MiscDevice for Session {
     type Ptr = Pin<KBox<Self>>;
@@ -129,7 +117,7 @@ impl MiscDevice for Session {
     }
 
     fn ioctl(me: Pin<&Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
-        dispatch!(&me, cmd, UserPtr::from_addr(arg), {
+        dispatch!(&me, cmd, arg, {
             p2m_crash_info => image::info,
             p2m_crash_load => image::load,
             p2m_crash_unload => image::unload,

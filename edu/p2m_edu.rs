@@ -46,7 +46,7 @@ mod abi;
 #[path = "../rust/compat.rs"]
 mod compat;
 mod device;
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports, unused_macros)]
 #[path = "../rust/ioctl.rs"]
 mod ioctl;
 mod memory;

@@ -38,11 +38,7 @@ mod generated {
 }
 
 use crate::ioctl::commands;
-pub(crate) use crate::ioctl::{
-    handle,
-    user_slice,
-    Command, //
-};
+pub(crate) use crate::ioctl::user_slice;
 pub(crate) use generated::*;
 
 /// Flags of a region.

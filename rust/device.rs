@@ -16,15 +16,11 @@ use kernel::{
     mm::virt::VmaNew,
     prelude::*,
     seq_file::SeqFile,
-    seq_print,
-    uaccess::UserPtr, //
+    seq_print, //
 };
 
 use crate::{
-    abi::{
-        self,
-        Command, //
-    },
+    abi,
     commands::{
         self,
         check_killed,
@@ -34,6 +30,7 @@ use crate::{
     dma_buf,
     dma_commands,
     domain::Domain,
+    ioctl::dispatch,
     live_commands,
     operations::Operations,
     space_commands,
@@ -48,16 +45,6 @@ pub(crate) fn prepare(options: MiscDeviceOptions, module: &'static ThisModule) -
     OPERATIONS.prepare::<Domain>(options, module, |operations| {
         operations.get_unmapped_area = Some(vma::get_unmapped_area);
     })
-}
-
-/// Calls the handler of a command by its number.
-macro_rules! dispatch {
-    ($me:expr, $cmd:expr, $arg:expr, { $($command:ident => $handler:path,)* }) => {
-        match $cmd {
-            $(abi::$command::NUMBER => abi::handle($arg, |command| $handler($me, command)),)*
-            _ => Err(ENOTTY),
-        }
-    };
 }
 
 #[vtable]
@@ -75,7 +62,7 @@ impl MiscDevice for Domain {
     }
 
     fn ioctl(me: Pin<&Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
-        dispatch!(&me, cmd, UserPtr::from_addr(arg), {
+        dispatch!(&me, cmd, arg, {
             p2m_info => commands::info,
             p2m_stat => commands::stat,
             p2m_region_create => commands::region_create,

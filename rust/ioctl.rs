@@ -64,6 +64,20 @@ macro_rules! commands {
 }
 pub(crate) use commands;
 
+/// Calls the handler of a command by its number.
+macro_rules! dispatch {
+    ($me:expr, $cmd:expr, $arg:expr, { $($command:ident => $handler:path,)* }) => {
+        match $cmd {
+            $(<$crate::abi::$command as $crate::ioctl::Command>::NUMBER => $crate::ioctl::handle(
+                ::kernel::uaccess::UserPtr::from_addr($arg),
+                |command| $handler($me, command),
+            ),)*
+            _ => Err(::kernel::error::code::ENOTTY),
+        }
+    };
+}
+pub(crate) use dispatch;
+
 /// Makes a user pointer of what userspace gave.
 fn user_ptr(address: u64) -> Result<UserPtr> {
     Ok(UserPtr::from_addr(
