@@ -37,18 +37,23 @@ bench:
 selftests:
 	$(MAKE) -C selftests OUTPUT=$(CURDIR)/build/selftests
 
-# The modules, the command, and the service that has a crash kernel loaded.
+# The modules but those for tests, the command, and the service that has a crash kernel
+# loaded. A tree of headers only doesn't run depmod.
 PREFIX ?= /usr/local
+prefix = $(or $(filter /usr /usr/local,$(PREFIX)), \
+	$(error PREFIX=$(PREFIX) is neither /usr/local nor /usr: systemd and udev look there only))
+install: export P2M_INSTALL := 1
 install: module tools
-	$(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(MODULE) modules_install
-	install -D build/bin/p2m $(DESTDIR)$(PREFIX)/sbin/p2m
+	$(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(MODULE) INSTALL_MOD_PATH=$(DESTDIR) modules_install
+	[ -n "$(DESTDIR)" ] || depmod $(RELEASE)
+	install -D build/bin/p2m $(DESTDIR)$(prefix)/sbin/p2m
 	$(MAKE) install-crash
 
 install-crash:
-	install -D -t $(DESTDIR)$(PREFIX)/sbin crash/service/p2m-crash
-	install -D -t $(DESTDIR)$(PREFIX)/lib/p2m-crash crash/mkinitramfs crash/init
-	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system crash/service/p2m-crash.service
-	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/udev/rules.d crash/service/60-p2m-crash.rules
+	install -D -t $(DESTDIR)$(prefix)/sbin crash/service/p2m-crash
+	install -D -t $(DESTDIR)$(prefix)/lib/p2m-crash crash/mkinitramfs crash/init
+	install -D -m 644 -t $(DESTDIR)$(prefix)/lib/systemd/system crash/service/p2m-crash.service
+	install -D -m 644 -t $(DESTDIR)$(prefix)/lib/udev/rules.d crash/service/60-p2m-crash.rules
 	[ -e $(DESTDIR)/etc/default/p2m-crash ] || \
 		install -D -m 644 crash/service/p2m-crash.default $(DESTDIR)/etc/default/p2m-crash
 
