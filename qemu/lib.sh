@@ -80,6 +80,19 @@ key() {
 	sha256sum | cut -c1-12
 }
 
+# make_disk FILE: an NVMe disk behind an IOMMU, with an empty file system, which FILE is. Sets
+# $disk_options to what qemu/guest needs for it.
+make_disk() {
+	rm -f "$1"
+	truncate -s 1G "$1"
+	"$top/qemu/enter" mke2fs -q -F -t ext4 -L dumps "$1"
+	# shellcheck disable=SC2034,SC2054
+	disk_options=(
+		--device amd-iommu --device nvme,drive=disk,serial=p2m
+		--drive "file=$1,if=none,id=disk,format=raw,cache=unsafe"
+	)
+}
+
 # Second half of in_root: runs as PID 1 of the new namespaces.
 enter_root() {
 	local root=$1 kernel=$2 dir
