@@ -508,8 +508,12 @@ impl Returned {
             // What is in an aligned part is all of one superpage, or no part of any.
             let next = (number / SUPERPAGE_PAGES + 1) * SUPERPAGE_PAGES;
             if Mfn::new(number).is_some_and(Source::is_superpage) {
-                // The last frame takes the others along.
-                if next <= end {
+                // The last frame takes the others along, so all have to be here: better to lose one
+                // than to give away what somebody still has.
+                let is_whole = number + SUPERPAGE_PAGES == next && next <= end;
+                if !is_whole {
+                    pr_warn!("a part of the superpage at MFN {number:#x} left a domain alone\n");
+                } else {
                     self.push(next - 1);
                     nr_superpages += 1;
                 }

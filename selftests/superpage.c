@@ -601,6 +601,47 @@ TEST_F(superpage, frames_are_exchanged_as_a_whole_or_page_by_page)
 	expect_sound(_metadata, self->fd, NR_PAGES, 0);
 }
 
+/* A region may go without the other one: no superpage is in both. */
+TEST_F(superpage, exchanged_for_pages_of_two_regions_it_is_split)
+{
+	const __u64 base = 64 * SP, half = SP / 2;
+	char *page = page_at(self, SP_PFN(1) + 100), *mem;
+	struct iovec iov = { .iov_base = page, .iov_len = P2M_PAGE_SIZE };
+	__u64 i;
+	int fds[2];
+
+	fill_all(self);
+	test_cmd_region_create_fixed(self->fd, P2M_POLICY_ANY, half, 0, base);
+	test_cmd_region_create_fixed(self->fd, P2M_POLICY_ANY, half, 0,
+				     base + half);
+	mem = map_pages(self->fd, base, SP);
+	ASSERT_NE(MAP_FAILED, mem);
+	for (i = 0; i < SP; i++)
+		page_fill(mem + i * P2M_PAGE_SIZE, tag_of(base + i));
+	/* In both directions, and one that can't be split. */
+	EXPECT_EQ(SP, exchange(0, SP_PFN(0), base, SP).out_pages);
+	EXPECT_EQ(SP, exchange(0, base, SP_PFN(2), SP).out_pages);
+	ASSERT_EQ(0, pipe2(fds, O_CLOEXEC));
+	ASSERT_EQ(P2M_PAGE_SIZE, vmsplice(fds[1], &iov, 1, 0));
+	EXPECT_EQ(SP, exchange(0, SP_PFN(1), base, SP).out_busy);
+	close(fds[0]);
+	close(fds[1]);
+	EXPECT_TRUE(all_single(self->fd, base, SP));
+	EXPECT_EQ(2, nr_superpages(self->fd, FIRST_PFN, NR_SP));
+	EXPECT_EQ(END_PFN, first_bad(self, BASE_PFN, END_PFN));
+	/* Each goes alone, and leaves nothing. */
+	test_cmd_region_destroy(self->fd, base + half);
+	EXPECT_NE(0, touch_read(mem + half * P2M_PAGE_SIZE));
+	for (i = 0; i < half; i++)
+		EXPECT_TRUE(page_matches(mem + i * P2M_PAGE_SIZE,
+					 tag_of(base + i)));
+	expect_sound(_metadata, self->fd, NR_PAGES + half, 0);
+	test_cmd_region_destroy(self->fd, base);
+	EXPECT_NE(0, touch_read(mem));
+	expect_sound(_metadata, self->fd, NR_PAGES, 0);
+	munmap(mem, SP * P2M_PAGE_SIZE);
+}
+
 TEST_F(superpage, can_be_made_contiguous_with_others)
 {
 	__u64 first, i;

@@ -1093,7 +1093,8 @@ struct p2m_collapse {
  *
  * Has pages exchange their frames. Their contents stay where they were. Superpages
  * are split, unless both ranges begin at a multiple of 512: then each 512 pages
- * that have one on either side exchange their frames all or not at all.
+ * that have one on either side, and are in one region on both, exchange their
+ * frames all or not at all.
  *
  *  - EINVAL: the ranges have a page in common, or are of regions that ask other
  *    things of their frames (guards, range, colour).

@@ -73,6 +73,12 @@ impl State {
         let region = self.regions.get(&base)?;
         (number < region.range.end() && region.charge.is_some()).then_some(region)
     }
+
+    /// Returns the region that all of a range is in.
+    pub(super) fn region_around(&self, range: PfnRange) -> Option<&Region> {
+        let region = self.region_of(range.start().get());
+        region.filter(|region| range.end() <= region.range.end())
+    }
 }
 
 impl Domain {
@@ -646,9 +652,10 @@ impl Domain {
             let superpage = |pfn: Pfn| self.superpage_at(pfn.get());
             range.iter().any(|pfn| superpage(pfn).is_some())
         };
-        let is_whole = superpage::is_place(a)
-            && superpage::is_place(b)
-            && (has_superpages(a) || has_superpages(b));
+        let may_have_one =
+            |range: PfnRange| superpage::is_place(range) && state.region_around(range).is_some();
+        let is_whole =
+            may_have_one(a) && may_have_one(b) && (has_superpages(a) || has_superpages(b));
         if !is_whole {
             self.split_all(&mut state, a)?;
             self.split_all(&mut state, b)?;

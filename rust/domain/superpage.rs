@@ -3,9 +3,9 @@
 //! Superpages of a domain: frames that follow each other and are one compound page, so that page
 //! tables of users can map them by one entry.
 //!
-//! All frames of a superpage are in the maps, in order, at PFNs as aligned as they are. There is one
-//! reference count for all of them, so they are pinned together, leave the maps together, and go back
-//! to the allocator together. The kernel has nothing for modules that splits a compound page. So a
+//! All frames of a superpage are in the maps, in order, at PFNs as aligned as they are, which are all
+//! in one region. There is one reference count for all of them, so they are pinned together, leave the
+//! maps together, and go back to the allocator together. The kernel has nothing for modules that splits a compound page. So a
 //! superpage is split by single frames that take the place of its own, with the same contents.
 
 use super::*;
@@ -195,13 +195,11 @@ impl Domain {
     /// Takes a superpage for a place where nothing is, if it's all in a region that has them, and if
     /// there is one at hand. Returns whether it did.
     pub(super) fn populate_superpage(&self, state: &mut State, place: PfnRange) -> Result<bool> {
-        let Some(region) = state.region_of(place.start().get()) else {
+        let region = state.region_around(place);
+        let has_them = |region: &&Region| region.policy == abi::P2M_POLICY_SUPERPAGE;
+        let Some(region) = region.filter(has_them).filter(|_| self.is_empty(place)) else {
             return Ok(false);
         };
-        let is_good = region.policy == abi::P2M_POLICY_SUPERPAGE && is_within(place, region.range);
-        if !is_good || !self.is_empty(place) {
-            return Ok(false);
-        }
         let mut source = self.source(state, region.origin);
         let Some(first) = source.alloc_superpage(false) else {
             return Ok(false);
@@ -455,11 +453,11 @@ impl Domain {
 
     /// Makes a superpage of pages, and returns whether it is a new one.
     fn collapse_to(&self, state: &mut State, place: PfnRange, first: Option<Mfn>) -> Result<bool> {
-        let region = state.check_populated(place)?;
-        let base = region.range.start().get();
-        if !is_within(place, region.range) {
+        state.check_populated(place)?;
+        let Some(region) = state.region_around(place) else {
             return Ok(false);
-        }
+        };
+        let base = region.range.start().get();
         let is_there = self.superpage_at(place.start().get()).is_some();
         let Some(first) = first.filter(|_| !is_there) else {
             // It is one already. It may have been looked at, so that there are tables of it.
