@@ -252,10 +252,11 @@ impl Domain {
         }
         result?;
         self.counters.add(Counter::Populated, 1);
-        self.install_guards(&mut state.writer, &mut source)?;
         if let Ok(range) = PfnRange::new(pfn.get(), 1) {
             self.raise_end_mfn(&mut state.writer, range);
         }
+        // The page is there, whether or not there was memory to note what guards it.
+        let _ = self.install_guards(&mut state.writer, &mut source);
         Ok(())
     }
 
