@@ -266,7 +266,10 @@ impl<'a> Fault<'a> {
         };
         // OVERFLOW: No more pages are left than there were.
         let done = pages.len() - rest as usize;
-        (done, kernel::error::to_result(result))
+        // `madvise()` frees page tables that it has emptied. If it was this one, the fault comes again.
+        let result = kernel::error::to_result(result);
+        let result = result.map_err(|error| if error == EFAULT { EBUSY } else { error });
+        (done, result)
     }
 }
 
