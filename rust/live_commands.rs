@@ -27,6 +27,7 @@ use crate::{
     pure::{
         frame::{
             Mfn,
+            Pfn,
             PfnRange, //
         },
         policy::Policy, //
@@ -100,12 +101,24 @@ pub(crate) fn move_pages(domain: &Domain, command: &mut abi::p2m_move) -> Result
     let mut pfns = KVec::with_capacity(BATCH, GFP_KERNEL)?;
     for_batches(command.start_pfn, command.nr_pages, next, |batch| {
         domain.backed_pfns(batch, &mut pfns)?;
-        let moved = domain.move_pages(&pfns, policy, NOTHING)?;
-        count(domain, &moved);
-        *out_pages += moved.nr_moved;
-        *out_busy += moved.nr_busy;
-        Ok(())
+        move_batch(domain, &pfns, policy, NOTHING, (out_pages, out_busy))
     })
+}
+
+/// Gives pages other frames, none of them in `avoided`, and counts them.
+fn move_batch(
+    domain: &Domain,
+    pfns: &[Pfn],
+    policy: Policy,
+    avoided: (u64, u64),
+    (out_pages, out_busy): (&mut u64, &mut u64),
+) -> Result {
+    let mut moved = Moved::default();
+    let result = domain.move_pages(pfns, policy, avoided, &mut moved);
+    count(domain, &moved);
+    *out_pages += moved.nr_moved;
+    *out_busy += moved.nr_busy;
+    result
 }
 
 /// `P2M_EVACUATE`
@@ -133,10 +146,8 @@ pub(crate) fn evacuate(domain: &Domain, command: &mut abi::p2m_evacuate) -> Resu
         check_killed()?;
         let (pfns, next) = domain.pfns_in(command.out_next_mfn, end)?;
         // What is free again must not be taken at once, or pages would go round in circles.
-        let moved: Moved = domain.move_pages(&pfns, Policy::Any, (start, end))?;
-        count(domain, &moved);
-        command.out_pages += moved.nr_moved;
-        command.out_busy += moved.nr_busy;
+        let counts = (&mut command.out_pages, &mut command.out_busy);
+        move_batch(domain, &pfns, Policy::Any, (start, end), counts)?;
         command.out_next_mfn = next;
     }
     Ok(())

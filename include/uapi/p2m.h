@@ -887,9 +887,10 @@ struct p2m_space_access {
  * pages keep their PFNs and, unless they are released, their contents; whoever
  * touches a page meanwhile waits for a moment. Spaces keep up.
  *
- * The commands work through their range in batches. A batch is done whole or not
- * at all, and between batches a fatal signal ends the command with EINTR.
- * out_next_pfn says how far it got: everything before it is done.
+ * The commands work through their range in batches, and between batches a fatal
+ * signal ends the command with EINTR. out_next_pfn says how far it got: everything
+ * before it is done. Where memory runs out within a batch, the part of it that was
+ * done stays, and is counted, too.
  *
  * A page that is pinned by somebody else (for DMA or direct I/O, or as a table of
  * a space) can't get another frame. It is counted as busy and left alone.

@@ -127,13 +127,13 @@ impl Domain {
                 .region_of(start)
                 .map(|region| region.range);
             let end = region.ok_or(ENOENT)?.end().min(range.end());
-            *nr_pages += self.populate_within_region(PfnRange::new(start, end - start)?)?;
+            self.populate_within_region(PfnRange::new(start, end - start)?, nr_pages)?;
             start = end;
         }
         Ok(())
     }
 
-    fn populate_within_region(&self, range: PfnRange) -> Result<u64> {
+    fn populate_within_region(&self, range: PfnRange, nr_pages: &mut u64) -> Result {
         let mut state = self.state.lock();
         let region = state.check_populated(range)?;
         let policy = match rule(region.policy, region.seed)? {
@@ -143,13 +143,14 @@ impl Domain {
         let is_missing = |pfn: &Pfn| self.maps.lookup(&self.store, *pfn) == Entry::Invalid;
         let nr_missing = range.iter().filter(is_missing).count();
         if nr_missing == 0 {
-            return Ok(0);
+            return Ok(());
         }
         if !Source::has_room_for(nr_missing as u64) {
             return Err(ENOMEM);
         }
         if superpage::is_place(range) && self.populate_superpage(&mut state, range)? {
-            return Ok(range.nr_pages());
+            *nr_pages += range.nr_pages();
+            return Ok(());
         }
         let origin = state.check_populated(range)?.origin;
         let mut source = self.source(&state, origin);
@@ -159,15 +160,14 @@ impl Domain {
             .map_err(|error| source.reason(error))?;
         let nr_before = state.writer.nr_frames();
         let result = self.populate_from(&mut state.writer, range, &mut candidates);
-        // OVERFLOW: Frames only came.
+        // OVERFLOW: Frames only came. After an error, those that came stay.
         let nr_new = state.writer.nr_frames() - nr_before;
+        *nr_pages += nr_new;
         self.counters.add(Counter::Populated, nr_new);
         candidates.give_back(&mut source);
         let guarded = self.install_guards(&mut state.writer, &mut source);
-        let result = result.and_then(|nr_pages| guarded.map(|()| nr_pages));
         self.raise_end_mfn(&mut state.writer, range);
-        // After an error, those that were populated by then stay.
-        result
+        result.and(guarded)
     }
 
     fn populate_from(
@@ -175,8 +175,7 @@ impl Domain {
         writer: &mut Writer,
         range: PfnRange,
         candidates: &mut Candidates<'_>,
-    ) -> Result<u64> {
-        let mut nr_pages = 0;
+    ) -> Result {
         let views = self.mapping.lock();
         for pfn in range.iter() {
             if self.maps.lookup(&self.store, pfn) != Entry::Invalid {
@@ -188,9 +187,8 @@ impl Domain {
                 candidates.put(mfn);
                 return Err(error.into());
             }
-            nr_pages += 1;
         }
-        Ok(nr_pages)
+        Ok(())
     }
 
     /// Takes a page for a PFN that was touched, if it's in a region where that is so.
@@ -282,14 +280,14 @@ impl Domain {
     }
 
     /// Gives pages other frames, none of them in `avoided`, with the same contents. `pfns` are in
-    /// order.
+    /// order. Adds what became of them to `moved`, also before an error.
     pub(crate) fn move_pages(
         &self,
         pfns: &[Pfn],
         policy: Policy,
         avoided: (u64, u64),
-    ) -> Result<Moved> {
-        let mut moved = Moved::default();
+        moved: &mut Moved,
+    ) -> Result {
         let mut rest = pfns;
         while let Some(first) = rest.first() {
             // What is asked of frames is a matter of the region.
@@ -313,17 +311,18 @@ impl Domain {
                     }
                     None => None,
                 };
-                let result = match of_superpage {
-                    Some(moved) => moved,
-                    None => self.move_within_region(now, policy, origin, avoided)?,
-                };
-                moved.nr_moved += result.nr_moved;
-                moved.nr_busy += result.nr_busy;
+                match of_superpage {
+                    Some(result) => {
+                        moved.nr_moved += result.nr_moved;
+                        moved.nr_busy += result.nr_busy;
+                    }
+                    None => self.move_within_region(now, policy, (origin, avoided), moved)?,
+                }
                 part = later;
             }
             rest = behind;
         }
-        Ok(moved)
+        Ok(())
     }
 
     /// Returns how many of the PFNs, which are in order, are moved together first: those of one
@@ -352,11 +351,11 @@ impl Domain {
         &self,
         pfns: &[Pfn],
         policy: Policy,
-        origin: Origin,
-        avoided: (u64, u64),
-    ) -> Result<Moved> {
+        (origin, avoided): (Origin, (u64, u64)),
+        moved: &mut Moved,
+    ) -> Result {
         let (Some(first), Some(last)) = (pfns.first(), pfns.last()) else {
-            return Ok(Moved::default());
+            return Ok(());
         };
         // OVERFLOW: The PFNs are in order.
         let bounds = PfnRange::new(first.get(), last.get() - first.get() + 1)?;
@@ -369,13 +368,12 @@ impl Domain {
 
         let mut state = self.state.lock();
         let result = self.with_spaces_suspended(&mut state, &[bounds], |writer| {
-            self.move_to(writer, pfns, &mut candidates)
+            self.move_to(writer, pfns, &mut candidates, moved)
         });
         candidates.give_back(&mut source);
         let guarded = self.install_guards(&mut state.writer, &mut source);
-        let result = result.and_then(|moved| guarded.map(|()| moved));
         self.raise_end_mfn(&mut state.writer, bounds);
-        result
+        result.and(guarded)
     }
 
     fn move_to(
@@ -383,8 +381,8 @@ impl Domain {
         writer: &mut Writer,
         pfns: &[Pfn],
         candidates: &mut Candidates<'_>,
-    ) -> Result<Moved> {
-        let mut moved = Moved::default();
+        moved: &mut Moved,
+    ) -> Result {
         let views = self.mapping.lock();
         for run in pfns.chunk_by(|a, b| a.get() + 1 == b.get()) {
             if let Some(first) = run.first() {
@@ -426,7 +424,7 @@ impl Domain {
         if let Some(span) = span {
             self.maps.prune_frames(writer, &self.store, &views, span);
         }
-        result.map(|()| moved)
+        result
     }
 
     /// Returns whether a page that was taken out of all mappings can get another frame, alone.
