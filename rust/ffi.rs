@@ -38,6 +38,7 @@ extern "C" {
         page: *mut bindings::page,
     ) -> bindings::vm_fault_t;
     pub(crate) fn p2m_vma_set_hugepage(vma: *mut bindings::vm_area_struct);
+    pub(crate) fn p2m_vma_start_write(vma: *mut bindings::vm_area_struct);
     pub(crate) fn p2m_is_no_memory(start: u64, size: u64) -> bool;
     pub(crate) fn p2m_is_locked_down() -> bool;
     pub(crate) fn p2m_max_pfn() -> c_ulong;

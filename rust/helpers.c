@@ -203,6 +203,12 @@ void p2m_vma_set_hugepage(struct vm_area_struct *vma)
 	vm_flags_set(vma, VM_HUGEPAGE);
 }
 
+/* No fault on @vma goes on until the mmap_lock, held for writing, is dropped. */
+void p2m_vma_start_write(struct vm_area_struct *vma)
+{
+	vma_start_write(vma);
+}
+
 bool p2m_is_no_memory(u64 start, u64 size)
 {
 	return region_intersects(start, size, IORESOURCE_SYSTEM_RAM,

@@ -37,6 +37,7 @@ bool p2m_fault_is_huge(const struct vm_fault *vmf);
 vm_fault_t p2m_insert_page(struct vm_area_struct *vma, unsigned long addr,
 			   struct page *page);
 void p2m_vma_set_hugepage(struct vm_area_struct *vma);
+void p2m_vma_start_write(struct vm_area_struct *vma);
 bool p2m_is_no_memory(u64 start, u64 size);
 bool p2m_is_locked_down(void);
 unsigned long p2m_max_pfn(void);

@@ -412,7 +412,7 @@ unsafe extern "C" fn memory_huge_fault(
 ///
 /// # Safety
 ///
-/// `vma` is valid, is one that [`mmap()`] has set up, and is locked for writing.
+/// `vma` is valid, is one that [`mmap()`] has set up, and its `mmap_lock` is held for writing.
 unsafe extern "C" fn memory_mprotect(
     vma: *mut bindings::vm_area_struct,
     start: c_ulong,
@@ -422,6 +422,10 @@ unsafe extern "C" fn memory_mprotect(
     if new_flags as bindings::vm_flags_t & flags::WRITE == 0 {
         return 0;
     }
+    // A fault that has the VMA alone would map a table again, read-only, before the flags change, and
+    // then the entry becomes writable without another fault.
+    // SAFETY: By the safety requirements of this function.
+    unsafe { ffi::p2m_vma_start_write(vma) };
     // SAFETY: By the safety requirements of this function. A VMA has a reference to its file, which
     // has one to the domain.
     let (domain, vma, pgoff) = unsafe {

@@ -9,6 +9,7 @@
  */
 #include <cpuid.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -1396,6 +1397,58 @@ TEST_F(space, tables_are_not_for_writing)
 	EXPECT_EQ(PAGES(POOL_PAGES), first_nonzero(late, PAGES(POOL_PAGES)));
 	munmap(early, PAGES(POOL_PAGES));
 	munmap(late, PAGES(POOL_PAGES));
+}
+
+struct toucher {
+	const char *page;
+	bool stop;
+};
+
+static void *touch_again_and_again(void *arg)
+{
+	struct toucher *toucher = arg;
+
+	while (!__atomic_load_n(&toucher->stop, __ATOMIC_RELAXED))
+		touch_read(toucher->page);
+	return NULL;
+}
+
+/* Nor by a fault in the middle of it: who reads maps the page as fast as it goes. */
+TEST_F(space, tables_do_not_become_writable_by_a_race)
+{
+	struct domain *d = &self->d;
+	struct iovec local = { .iov_base = buffer, .iov_len = 8 };
+	struct toucher toucher = {};
+	struct iovec remote;
+	pthread_t thread;
+	char *root;
+	int i;
+
+	if (variant->backend == NATIVE)
+		SKIP(return, "its owner may write to native tables");
+	root = mmap(NULL, P2M_PAGE_SIZE, PROT_READ, MAP_SHARED, d->fd,
+		    PAGES(d->created.out_root_pfn));
+	ASSERT_NE(MAP_FAILED, root);
+	toucher.page = root;
+	/* Entry 511, which is in nobody's way. */
+	remote = (struct iovec){ .iov_base = root + 4088, .iov_len = 8 };
+	buffer[0] = 0;
+	ASSERT_EQ(0, pthread_create(&thread, NULL, touch_again_and_again,
+				    &toucher));
+	for (i = 0; i < 1000; i++) {
+		ssize_t written;
+
+		if (mprotect(root, P2M_PAGE_SIZE, PROT_READ | PROT_WRITE))
+			break;
+		written = process_vm_writev(getpid(), &local, 1, &remote, 1, 0);
+		EXPECT_EQ(-1, written) TH_LOG("in round %d", i);
+		if (written != -1 || mprotect(root, P2M_PAGE_SIZE, PROT_READ))
+			break;
+	}
+	EXPECT_EQ(1000, i);
+	__atomic_store_n(&toucher.stop, true, __ATOMIC_RELAXED);
+	ASSERT_EQ(0, pthread_join(thread, NULL));
+	munmap(root, P2M_PAGE_SIZE);
 }
 
 /* Nor can the kernel be asked to write there. */
