@@ -94,6 +94,10 @@ impl MmuOps for AmdIommu {
         "amd-iommu"
     }
 
+    fn translates(&self) -> bool {
+        true
+    }
+
     fn can_be_leaf(&self, _: &dyn Machine, level: usize, _: Pfn) -> bool {
         level == 0
     }

@@ -18,7 +18,8 @@ use crate::{
     commands::check_killed,
     compat::{
         EDQUOT,
-        EOPNOTSUPP, //
+        EOPNOTSUPP,
+        EUCLEAN, //
     },
     cpu,
     domain::Domain,
@@ -36,6 +37,7 @@ use crate::{
         },
         paging::{
             Format,
+            Leaf,
             PagingError,
             Space,
             TablePages, //
@@ -100,6 +102,9 @@ impl Drop for Backend {
 
 /// Most spaces of a domain.
 const MAX_SPACES: u32 = 1024;
+
+/// How many leaves are looked at between two looks at signals.
+const LEAF_BATCH: u64 = 4096;
 
 /// What is known of a page of a table pool. Pages of no pool are [`INVALID`].
 mod claim {
@@ -298,27 +303,24 @@ impl Spaces {
     }
 
     /// Returns whether a space maps a page of a range.
+    ///
+    /// The answer is also yes if native tables lead to more of them than there are, and for who doesn't
+    /// need it any more, as a fatal signal is pending.
     pub(crate) fn is_mapped(&self, domain: &Domain, range: PfnRange) -> bool {
-        let host = Host::new(domain);
+        let maps = |leaf: &Leaf| {
+            // OVERFLOW: A frame number is below 2^40.
+            leaf.pfn() < range.end() && range.start().get() < leaf.pfn() + leaf.nr_pages()
+        };
         self.list.values().any(|owned| {
-            let space = &owned.space;
-            let end = space.format().nr_pages();
-            let mut page = 0;
-            while let Some(leaf) = space.next_leaf(&host, page, end) {
-                // OVERFLOW: A leaf is in the address space, and a frame number is below 2^40.
-                if leaf.pfn() < range.end() && range.start().get() < leaf.pfn() + leaf.nr_pages() {
-                    return true;
-                }
-                page = leaf.start + leaf.nr_pages();
-            }
-            false
+            let host = Host::new(domain);
+            owned.find_leaf(&host, maps).unwrap_or(true)
         })
     }
 
     /// Has no leaf of a space name a frame of a range until [`resume()`](Self::resume).
     pub(crate) fn suspend(&mut self, domain: &Domain, range: PfnRange) -> Result {
         let host = Host::new(domain);
-        for owned in self.list.values_mut() {
+        for owned in self.translating() {
             let (space, mut pool) = owned.parts(&host);
             space.suspend(&host, &mut pool, range)?;
         }
@@ -328,17 +330,24 @@ impl Spaces {
     /// Has the leaves of all spaces name the frames that their pages have now.
     pub(crate) fn resume(&mut self, domain: &Domain) {
         let host = Host::new(domain);
-        for owned in self.list.values_mut() {
+        for owned in self.translating() {
             let (space, mut pool) = owned.parts(&host);
             space.resume(&host, &mut pool);
         }
+    }
+
+    /// Returns the spaces with frames in their tables. Others have PFNs there, which stay what they are
+    /// whatever frames come to be at them; and their owner writes to them.
+    fn translating(&mut self) -> impl Iterator<Item = &mut OwnedSpace> {
+        let all = self.list.values_mut();
+        all.filter(|owned| owned.backend.0.translates())
     }
 
     /// Returns how many entries of spaces name a frame that the domain doesn't know.
     pub(crate) fn audit(&mut self, domain: &Domain) -> Result<u64> {
         let host = Host::new(domain);
         let mut nr_bad = 0;
-        for owned in self.list.values() {
+        for owned in self.translating() {
             let space = &owned.space;
             let end = space.format().nr_pages();
             let mut page = 0;
@@ -392,6 +401,26 @@ impl Spaces {
 }
 
 impl OwnedSpace {
+    /// Returns whether there is a leaf that is looked for.
+    fn find_leaf(&self, host: &Host<'_>, is_it: impl Fn(&Leaf) -> bool) -> Result<bool> {
+        let end = self.space.format().nr_pages();
+        let mut left = self.space.nr_entries();
+        let mut page = 0;
+        for nr in 0u64.. {
+            if nr % LEAF_BATCH == 0 {
+                check_killed()?;
+            }
+            match self.space.next_leaf_within(host, page, end, &mut left) {
+                Ok(Some(leaf)) if is_it(&leaf) => return Ok(true),
+                // OVERFLOW: A leaf is in the address space.
+                Ok(Some(leaf)) => page = leaf.start + leaf.nr_pages(),
+                Ok(None) => break,
+                Err(_) => return Err(PagingError::Endless.into()),
+            }
+        }
+        Ok(false)
+    }
+
     /// Returns the space, with what is needed to change it.
     pub(crate) fn parts<'a>(&'a mut self, host: &'a Host<'a>) -> (&'a mut Space, Pool<'a>) {
         (&mut self.space, Pool::new(host, self.pool))
@@ -574,6 +603,7 @@ impl From<PagingError> for Error {
             PagingError::Missing => ENOENT,
             PagingError::NoTable => ENOSPC,
             PagingError::Busy => EBUSY,
+            PagingError::Endless => EUCLEAN,
         }
     }
 }

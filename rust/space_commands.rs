@@ -231,10 +231,13 @@ fn collect(
         let space = &spaces.get(command.space)?.space;
         let end = space.format().nr_pages();
         let mut page = page;
-        // A look at signals now and then, even if one span goes on and on.
-        for _ in 0..CHUNK * CHUNK {
-            let Some(leaf) = space.next_leaf(host, page, end) else {
-                return Ok(None);
+        // A look at signals now and then, even if one span goes on and on, or there is none.
+        let mut left = (CHUNK * CHUNK) as u64;
+        loop {
+            let leaf = match space.next_leaf_within(host, page, end, &mut left) {
+                Ok(Some(leaf)) => leaf,
+                Ok(None) => return Ok(None),
+                Err(page) => return Ok(Some(page)),
             };
             let next = span(domain, leaf);
             let has_room = spans.len() < limit;

@@ -1470,6 +1470,73 @@ TEST_F(space, tables_are_not_for_system_calls_to_write)
 	close(zero);
 }
 
+/*
+ * The owner of native tables has all entries of each link the next table, which leads
+ * to 512 times as many at each level; the last one is full, or empty.
+ */
+static void check_endless(struct __test_metadata *_metadata, struct domain *d,
+			  bool is_full)
+{
+	struct p2m_span span = {};
+	struct p2m_space_dump dump;
+	struct p2m_space_unmap unmap;
+	struct walker_walk walk;
+	unsigned int i, j;
+	int status;
+	pid_t pid;
+
+	test_cmd_space_map(d->fd, d->space, ADDRESS, LOW_PFN, 1, 0, 0);
+	ASSERT_EQ(0, level_at(d, ADDRESS, &walk));
+	for (i = 0; i < walk.nr_steps; i++) {
+		__u64 *table =
+			(__u64 *)(d->mem + PAGES(walk.steps[i].table_pfn));
+		bool is_empty = i + 1 == walk.nr_steps && !is_full;
+
+		for (j = 0; j < 512; j++)
+			table[j] = is_empty ? 0 : walk.steps[i].raw;
+	}
+
+	EXPECT_EQ(LOW_PAGES,
+		  test_cmd_move_by(d->fd, LOW_PFN, LOW_PAGES, P2M_POLICY_ANY)
+			  .out_pages);
+	/* Nobody knows what is behind the end. */
+	EXPECT_ERRNO(EBUSY, release_pages(d->fd, RUN_PFN, 1));
+	test_err_region_destroy(EBUSY, d->fd, RUN_PFN);
+	EXPECT_EQ(0, test_err_space_change(EUCLEAN, d->fd, d->space, 0, 0,
+					   d->end / P2M_PAGE_SIZE, 0));
+	test_err_space_map(is_full ? EEXIST : EUCLEAN, d->fd, d->space, 0, 0,
+			   P2M_MAX_PFN / 2, 0, 0);
+	/* Who looks for spans goes on for as long as they may. */
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid)
+		_exit(_test_cmd_space_dump(d->fd, d->space, 0, &span, 1, &dump) &&
+		      errno == EINTR);
+	usleep(200000);
+	kill(pid, SIGKILL);
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(-1, _test_cmd_space_unmap(d->fd, d->space, P2M_UNMAP_ALL, 0, 0,
+					    &unmap));
+	test_cmd_space_destroy(d->fd, d->space);
+	EXPECT_EQ(0, release_pages(d->fd, RUN_PFN, 1));
+	test_cmd_region_destroy(d->fd, RUN_PFN);
+	test_cmd_region_destroy(d->fd, POOL_PFN);
+}
+
+TEST_F(space, full_tables_without_an_end_keep_nobody)
+{
+	if (variant->backend != NATIVE)
+		SKIP(return, "only native tables can be written");
+	check_endless(_metadata, &self->d, true);
+}
+
+TEST_F(space, empty_tables_without_an_end_keep_nobody)
+{
+	if (variant->backend != NATIVE)
+		SKIP(return, "only native tables can be written");
+	check_endless(_metadata, &self->d, false);
+}
+
 TEST_F(space, what_is_in_use_stays)
 {
 	struct domain *d = &self->d;
@@ -1993,14 +2060,24 @@ TEST_F(space, a_leaf_that_cannot_be_split_stays)
 			   RUN_PFN, 1, 0, 0);
 	expect_image(_metadata, d, &image);
 
-	/* Nor do frames change below it. */
+	/* Nor do frames change below it, if there are any in it. */
+	if (d->backend == NATIVE) {
+		image = image_take(_metadata, d);
+		EXPECT_EQ(10, test_cmd_move_by(d->fd, RUN_PFN + 300, 10,
+					       P2M_POLICY_ANY)
+				      .out_pages);
+		EXPECT_EQ(0, make_contiguous(d->fd, RUN_PFN, 9));
+		expect_image(_metadata, d, &image);
+	}
 	image = image_take(_metadata, d);
 	entries = range_to_entries(d->fd, RUN_PFN, RUN_PAGES);
 	ASSERT_NE(NULL, entries);
-	EXPECT_ERRNO(ENOSPC, move_pages(d->fd, RUN_PFN + 300, 10,
-					P2M_POLICY_ANY, &move));
-	EXPECT_EQ(0, move.out_pages);
-	EXPECT_ERRNO(ENOSPC, make_contiguous(d->fd, RUN_PFN, 9));
+	if (d->backend != NATIVE) {
+		EXPECT_ERRNO(ENOSPC, move_pages(d->fd, RUN_PFN + 300, 10,
+						P2M_POLICY_ANY, &move));
+		EXPECT_EQ(0, move.out_pages);
+		EXPECT_ERRNO(ENOSPC, make_contiguous(d->fd, RUN_PFN, 9));
+	}
 	{
 		__u64 *now = range_to_entries(d->fd, RUN_PFN, RUN_PAGES);
 
@@ -2348,6 +2425,8 @@ TEST_F(space, frames_change_below_it)
 		{ ADDRESS + PAGES(2048), RUN_PFN + 1024, 512, 0, 1 },
 	};
 	int levels[ARRAY_LEN(mappings)];
+	/* Native leaves have no frames that could fall apart. */
+	const int split_level = variant->backend == NATIVE ? 1 : 0;
 	struct p2m_exchange exchange;
 	struct p2m_move move;
 	bool changed;
@@ -2382,7 +2461,7 @@ TEST_F(space, frames_change_below_it)
 			nr = 1;
 			move = test_cmd_move_by(d->fd, first, nr, P2M_POLICY_ANY);
 			EXPECT_EQ(1, move.out_pages);
-			levels[2] = 0;
+			levels[2] = split_level;
 			break;
 		case 2:
 			/* Beside it and in between: nothing is split. */
@@ -2400,8 +2479,8 @@ TEST_F(space, frames_change_below_it)
 			exchange = test_cmd_exchange(d->fd, first, LOW_PFN + 40,
 						     nr);
 			EXPECT_EQ(nr, exchange.out_pages);
-			levels[3] = 0;
-			levels[4] = 0;
+			levels[3] = split_level;
+			levels[4] = split_level;
 			break;
 		case 4:
 			/* A run again. Nobody makes a large leaf of it by himself. */
@@ -2655,6 +2734,9 @@ static void model_suspend(struct model *m, __u64 pfn, __u64 nr)
 	size_t a;
 	__u64 i;
 
+	/* Native tables have none. */
+	if (m->d->backend == NATIVE)
+		return;
 	for (a = 0; a < NR_AREAS; a++)
 		for (i = 0; i < AREA_PAGES; i++) {
 			struct model_page *page = &m->areas[a].pages[i];

@@ -605,6 +605,8 @@ struct p2m_space_destroy {
  *  - EEXIST: something is mapped there already.
  *  - ENOSPC: the table pool has too few pages.
  *  - EBUSY: a page of the table pool is pinned by somebody else.
+ *  - EUCLEAN: native tables lead to more tables than there are, as their owner has
+ *    linked one of them again.
  */
 struct p2m_space_map {
 	__u32 size;
@@ -638,6 +640,7 @@ struct p2m_space_map {
  *
  *  - ENOENT: nothing is mapped there. Not with P2M_UNMAP_ALL.
  *  - ENOSPC: the table pool has too few pages to split a leaf.
+ *  - EUCLEAN: as with P2M_SPACE_MAP.
  */
 struct p2m_space_unmap {
 	__u32 size;
@@ -671,6 +674,7 @@ struct p2m_space_unmap {
  *
  *  - ENOENT: a page of the range isn't mapped. Nothing was changed.
  *  - ENOSPC: the table pool has too few pages to split a leaf.
+ *  - EUCLEAN: as with P2M_SPACE_MAP.
  */
 struct p2m_space_change {
 	__u32 size;
@@ -896,7 +900,8 @@ struct p2m_space_access {
  * a space) can't get another frame. It is counted as busy and left alone.
  *
  * Large leaves of spaces that map pages which get other frames are split. If a
- * table pool has too few pages for that, the command fails with ENOSPC.
+ * table pool has too few pages for that, the command fails with ENOSPC. Native
+ * tables are left as they are, since they have no frames.
  */
 
 /**
@@ -915,7 +920,8 @@ struct p2m_space_access {
  *
  *  - ENOENT: a PFN of the range is in no region.
  *  - EBUSY: a space maps a page of the range, or has a table there; or the range
- *    has a part of a superpage that is pinned.
+ *    has a part of a superpage that is pinned. A space of which the native tables lead
+ *    to more tables than there are is taken to map all pages.
  */
 struct p2m_release {
 	__u32 size;

@@ -129,6 +129,8 @@ pub enum PagingError {
     NoTable,
     /// A page can't be made a table, as somebody else uses it.
     Busy,
+    /// Tables lead to more tables than there are: somebody else has linked one of them again.
+    Endless,
 }
 
 impl From<Busy> for PagingError {
@@ -235,6 +237,8 @@ struct Builder<'a, P> {
     space: &'a mut Space,
     machine: &'a dyn Machine,
     pages: &'a mut P,
+    /// How many tables may still be entered: each one once.
+    left: u64,
 }
 
 impl Space {
@@ -317,15 +321,13 @@ impl Space {
         if flags & !self.format.leaf_flags != 0 {
             return Err(PagingError::BadFlags);
         }
-        if self.next_leaf(machine, start, range.end()).is_some() {
-            return Err(PagingError::Occupied);
+        match self.next_leaf_within(machine, start, range.end(), &mut self.nr_entries()) {
+            Ok(None) => (),
+            Ok(Some(_)) => return Err(PagingError::Occupied),
+            Err(_) => return Err(PagingError::Endless),
         }
         let (root, top) = (self.root, self.format.top());
-        let mut builder = Builder {
-            space: self,
-            machine,
-            pages,
-        };
+        let mut builder = Builder::new(self, machine, pages);
         let plan = Plan {
             start,
             pfns,
@@ -338,6 +340,7 @@ impl Space {
         if result.is_err() {
             // All that is there now came from us, and giving up whole leaves needs no table.
             let mut done = 0;
+            builder.left = builder.space.nr_tables;
             let _ = builder.unmap(root, top, range, &mut done);
             // A processor may have used what was there for a moment.
             self.flush(machine, range);
@@ -358,11 +361,7 @@ impl Space {
             return (done, Err(error));
         }
         let (root, top) = (self.root, self.format.top());
-        let mut builder = Builder {
-            space: self,
-            machine,
-            pages,
-        };
+        let mut builder = Builder::new(self, machine, pages);
         let result = builder.unmap(root, top, range, &mut done);
         self.flush(machine, range);
         (done, result)
@@ -390,15 +389,13 @@ impl Space {
             }
             _ => (),
         }
-        if !self.is_mapped(machine, range) {
-            return (done, Err(PagingError::Missing));
+        match self.is_mapped(machine, range) {
+            Ok(true) => (),
+            Ok(false) => return (done, Err(PagingError::Missing)),
+            Err(error) => return (done, Err(error)),
         }
         let (root, top) = (self.root, self.format.top());
-        let mut builder = Builder {
-            space: self,
-            machine,
-            pages,
-        };
+        let mut builder = Builder::new(self, machine, pages);
         let result = builder.change(root, top, range, (range.start, change), &mut done);
         self.flush(machine, range);
         (done, result)
@@ -410,6 +407,8 @@ impl Space {
     ///
     /// Large leaves are split, which needs tables, as the new frames need not follow each other. After
     /// an error some leaves are suspended.
+    ///
+    /// There is no need for it if the backend doesn't [translate](MmuOps::translates).
     pub fn suspend(
         &mut self,
         machine: &dyn Machine,
@@ -417,11 +416,7 @@ impl Space {
         pfns: PfnRange,
     ) -> Result<(), PagingError> {
         let (root, top) = (self.root, self.format.top());
-        let mut builder = Builder {
-            space: self,
-            machine,
-            pages,
-        };
+        let mut builder = Builder::new(self, machine, pages);
         let result = builder.suspend(root, top, pfns);
         self.ops.flush_tlb_user(machine);
         result
@@ -430,25 +425,23 @@ impl Space {
     /// Has the suspended leaves name the frames that their pages have now.
     pub fn resume(&mut self, machine: &dyn Machine, pages: &mut impl TablePages) {
         let (root, top) = (self.root, self.format.top());
-        let mut builder = Builder {
-            space: self,
-            machine,
-            pages,
-        };
+        let mut builder = Builder::new(self, machine, pages);
         builder.resume(root, top);
     }
 
     /// Returns whether there is a leaf for every page of a range.
-    fn is_mapped(&self, machine: &dyn Machine, range: Pages) -> bool {
+    fn is_mapped(&self, machine: &dyn Machine, range: Pages) -> Result<bool, PagingError> {
+        let mut left = self.nr_entries();
         let mut page = range.start;
         while page < range.end() {
-            match self.next_leaf(machine, page, range.end()) {
+            match self.next_leaf_within(machine, page, range.end(), &mut left) {
                 // OVERFLOW: A leaf is in the address space.
-                Some(leaf) if leaf.start <= page => page = leaf.start + leaf.nr_pages(),
-                _ => return false,
+                Ok(Some(leaf)) if leaf.start <= page => page = leaf.start + leaf.nr_pages(),
+                Ok(_) => return Ok(false),
+                Err(_) => return Err(PagingError::Endless),
             }
         }
-        true
+        Ok(true)
     }
 
     /// Empties the space and frees its tables.
@@ -498,23 +491,53 @@ impl Space {
 
     /// Returns the first leaf that maps a page from `page` on and before `end`.
     pub fn next_leaf(&self, machine: &dyn Machine, page: u64, end: u64) -> Option<Leaf> {
+        let mut left = u64::MAX;
+        let found = self.next_leaf_within(machine, page, end, &mut left);
+        found.unwrap_or_default()
+    }
+
+    /// As [`next_leaf()`](Self::next_leaf), but looks at `left` entries at most, and takes off as many
+    /// as it has looked at. If it found nothing among them, it returns the page to go on with.
+    ///
+    /// Who goes through all of a space has to look at [`nr_entries()`](Self::nr_entries), if nobody
+    /// else writes to its tables.
+    pub fn next_leaf_within(
+        &self,
+        machine: &dyn Machine,
+        page: u64,
+        end: u64,
+        left: &mut u64,
+    ) -> Result<Option<Leaf>, u64> {
         let end = end.min(self.format.nr_pages());
         let mut page = page;
         while page < end {
-            let step = self.walk(machine, page).last()?;
+            if *left == 0 {
+                return Err(page);
+            }
+            let Some(step) = self.walk(machine, page).last() else {
+                break;
+            };
             let start = page & !(span_pages(step.level) - 1);
             if step.raw != 0 {
-                return Some(Leaf {
+                *left -= 1;
+                return Ok(Some(Leaf {
                     start,
                     level: step.level,
                     raw: step.raw,
                     val: step.val,
-                });
+                }));
             }
             // An empty entry: go on behind what it stands for. There may be more of them.
             page = self.skip_empty(machine, step, start, end);
+            // OVERFLOW: It's behind the entry.
+            *left = left.saturating_sub((page - start) / span_pages(step.level));
         }
-        None
+        Ok(None)
+    }
+
+    /// Returns the number of entries in all tables.
+    pub fn nr_entries(&self) -> u64 {
+        self.nr_tables.saturating_mul(TABLE_WORDS as u64)
     }
 
     /// Returns the first page from the empty entry of `step` on that has an entry which isn't empty,
@@ -589,7 +612,24 @@ fn parts(range: Pages, level: usize) -> impl Iterator<Item = (u64, Pages)> {
     })
 }
 
-impl<P: TablePages> Builder<'_, P> {
+impl<'a, P: TablePages> Builder<'a, P> {
+    fn new(space: &'a mut Space, machine: &'a dyn Machine, pages: &'a mut P) -> Self {
+        let left = space.nr_tables;
+        Self {
+            space,
+            machine,
+            pages,
+            left,
+        }
+    }
+
+    /// Enters a table. Who writes to native tables can link them in a way that leads to as many as
+    /// there are addresses.
+    fn enter(&mut self) -> Result<(), PagingError> {
+        self.left = self.left.checked_sub(1).ok_or(PagingError::Endless)?;
+        Ok(())
+    }
+
     fn table(&self, pfn: Pfn) -> Result<&Table, PagingError> {
         self.machine.table(pfn).ok_or(PagingError::NoTable)
     }
@@ -633,6 +673,7 @@ impl<P: TablePages> Builder<'_, P> {
         }
         // OVERFLOW: There are far fewer than 2^64 pages.
         self.space.nr_tables += 1;
+        self.left += 1;
         Ok(pfn)
     }
 
@@ -662,6 +703,7 @@ impl<P: TablePages> Builder<'_, P> {
         range: Pages,
         plan: &Plan,
     ) -> Result<(), PagingError> {
+        self.enter()?;
         if level == 0 {
             return self.map_pages(table, range, plan);
         }
@@ -732,6 +774,7 @@ impl<P: TablePages> Builder<'_, P> {
         range: Pages,
         done: &mut u64,
     ) -> Result<(), PagingError> {
+        self.enter()?;
         for (index, part) in parts(range, level) {
             let slot = Slot { table, index };
             let raw = self.table(slot.table)?.load(slot.index);
@@ -774,6 +817,7 @@ impl<P: TablePages> Builder<'_, P> {
         (origin, change): (u64, Change),
         done: &mut u64,
     ) -> Result<(), PagingError> {
+        self.enter()?;
         for (index, part) in parts(range, level) {
             let slot = Slot { table, index };
             let (val, _) = self.get(level, slot)?;

@@ -303,6 +303,11 @@ pub trait MmuOps: Sync {
     /// The name of the backend.
     fn name(&self) -> &'static str;
 
+    /// Returns whether what is in a table depends on which frames are at PFNs.
+    fn translates(&self) -> bool {
+        false
+    }
+
     /// Returns whether the run of pages that begins at `pfn` can be a leaf at `level`.
     ///
     /// Xen has no such hook, and no large pages in its paravirtualised guests.
@@ -722,6 +727,10 @@ impl P2m {
 impl MmuOps for P2m {
     fn name(&self) -> &'static str {
         self.name
+    }
+
+    fn translates(&self) -> bool {
+        true
     }
 
     fn can_be_leaf(&self, machine: &dyn Machine, level: usize, pfn: Pfn) -> bool {

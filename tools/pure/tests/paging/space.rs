@@ -4,7 +4,7 @@
 //! that are built through a backend.
 
 use p2m_pure::entry::Entry;
-use p2m_pure::frame::{Mfn, Pfn};
+use p2m_pure::frame::{Mfn, Pfn, PfnRange};
 use p2m_pure::paging::{Change, Format, Pages, PagingError};
 use p2m_pure::pv::{bits, Machine};
 
@@ -34,6 +34,7 @@ crate::laws! {
     no_bit_gets_lost_while_an_entry_changes,
     a_processor_that_races_sees_no_freed_table,
     walks_find_what_is_there,
+    tables_that_are_linked_again_have_an_end,
 }
 
 fn pfn(number: u64) -> Pfn {
@@ -688,5 +689,43 @@ fn walks_find_what_is_there(backend: &Backend) {
         let table = rig.sim.table(rig.space.root()).unwrap();
         assert!(!table.is_all(0));
         rig.finish();
+    }
+}
+
+/// Each table has all of its entries link the next one, and the last one is full, or empty.
+fn tables_that_are_linked_again_have_an_end(backend: &Backend) {
+    for (format, is_full) in [(format(), false), (Format::x86_64(5).unwrap(), true)] {
+        let mut rig = Rig::new(backend, format);
+        rig.map(0, (at::SCATTERED, 1), bits::RW, 0).unwrap();
+        for step in rig.space.walk(&*rig.sim, 0).steps() {
+            let is_empty = step.level == 0 && !is_full;
+            let table = rig.sim.table(step.slot.table).unwrap();
+            for index in 0..M2 {
+                table.store(index, if is_empty { 0 } else { step.raw });
+            }
+        }
+
+        let nr_pages = format.nr_pages();
+        let mut left = rig.space.nr_entries();
+        let mut page = 0;
+        let stopped = loop {
+            let next = rig
+                .space
+                .next_leaf_within(&*rig.sim, page, u64::MAX, &mut left);
+            match next {
+                Ok(Some(leaf)) => page = leaf.start + leaf.nr_pages(),
+                Ok(None) => break nr_pages,
+                Err(page) => break page,
+            }
+        };
+        assert_eq!((left, stopped), (0, rig.space.nr_tables() * M2));
+
+        let all = Pages { start: 0, nr_pages };
+        let (sim, pool) = (&*rig.sim, &mut rig.pool);
+        let changed = rig.space.change(sim, pool, all, Change::Flags(0));
+        assert_eq!(changed, (0, Err(PagingError::Endless)));
+        let pfns = PfnRange::new(at::SCATTERED, M2).unwrap();
+        let mapped = rig.space.map(sim, pool, G1, pfns, 0, 0);
+        assert_eq!(mapped.is_err(), is_full);
     }
 }
