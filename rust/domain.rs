@@ -92,6 +92,7 @@ use crate::{
     space::{
         Claims,
         Host,
+        OwnedSpace,
         Spaces, //
     },
     store::Store, //
@@ -410,11 +411,23 @@ impl Domain {
         (&self.claims, &self.store)
     }
 
-    /// Calls `work` with the spaces, and the domain as the machine below them. It must not fault on
-    /// user memory.
-    pub(crate) fn with_spaces<R>(&self, work: impl FnOnce(&mut Spaces, &Host<'_>) -> R) -> R {
+    /// Calls `work` with the spaces. It must not fault on user memory.
+    pub(crate) fn with_spaces<R>(&self, work: impl FnOnce(&mut Spaces) -> R) -> R {
         let mut state = self.state.lock();
-        work(&mut state.spaces, &Host::new(self))
+        work(&mut state.spaces)
+    }
+
+    /// Calls `work` with a space, and the domain as the machine below it. It must not fault on user
+    /// memory.
+    pub(crate) fn with_space<R>(
+        &self,
+        number: u32,
+        work: impl FnOnce(&mut OwnedSpace, &Host<'_>) -> Result<R>,
+    ) -> Result<R> {
+        let mut state = self.state.lock();
+        let owned = state.spaces.get(number)?;
+        let host = owned.host(self);
+        work(owned, &host)
     }
 
     /// Returns whether a page may be mapped writable or not, as `is_writable` says.

@@ -215,7 +215,7 @@ impl Spaces {
         if self.nr >= MAX_SPACES {
             return Err(EDQUOT);
         }
-        let host = Host::new(domain);
+        let host = Host::new(domain, pool);
         if pool
             .iter()
             .any(|pfn| host.entry(pfn.get()).owned().is_none())
@@ -264,7 +264,7 @@ impl Spaces {
         let owned = self.list.remove(&number).ok_or(ENOENT)?;
         // OVERFLOW: The space was counted when it was created.
         self.nr -= 1;
-        let host = Host::new(domain);
+        let host = owned.host(domain);
         owned
             .space
             .destroy(&host, &mut Pool::new(&host, owned.pool));
@@ -282,7 +282,7 @@ impl Spaces {
         let Some((&number, owned)) = from_start.next() else {
             return (None, 0);
         };
-        let host = Host::new(domain);
+        let host = owned.host(domain);
         let tables = owned.pool.iter().filter(|&pfn| host.is_table(pfn));
         let mut info = abi::p2m_space_info {
             space: number,
@@ -312,15 +312,15 @@ impl Spaces {
             leaf.pfn() < range.end() && range.start().get() < leaf.pfn() + leaf.nr_pages()
         };
         self.list.values().any(|owned| {
-            let host = Host::new(domain);
+            let host = owned.host(domain);
             owned.find_leaf(&host, maps).unwrap_or(true)
         })
     }
 
     /// Has no leaf of a space name a frame of a range until [`resume()`](Self::resume).
     pub(crate) fn suspend(&mut self, domain: &Domain, range: PfnRange) -> Result {
-        let host = Host::new(domain);
         for owned in self.translating() {
+            let host = owned.host(domain);
             let (space, mut pool) = owned.parts(&host);
             space.suspend(&host, &mut pool, range)?;
         }
@@ -329,8 +329,8 @@ impl Spaces {
 
     /// Has the leaves of all spaces name the frames that their pages have now.
     pub(crate) fn resume(&mut self, domain: &Domain) {
-        let host = Host::new(domain);
         for owned in self.translating() {
+            let host = owned.host(domain);
             let (space, mut pool) = owned.parts(&host);
             space.resume(&host, &mut pool);
         }
@@ -345,9 +345,9 @@ impl Spaces {
 
     /// Returns how many entries of spaces name a frame that the domain doesn't know.
     pub(crate) fn audit(&mut self, domain: &Domain) -> Result<u64> {
-        let host = Host::new(domain);
         let mut nr_bad = 0;
         for owned in self.translating() {
+            let host = owned.host(domain);
             let space = &owned.space;
             let end = space.format().nr_pages();
             let mut page = 0;
@@ -401,6 +401,11 @@ impl Spaces {
 }
 
 impl OwnedSpace {
+    /// Returns the domain as the machine below the space.
+    pub(crate) fn host<'a>(&self, domain: &'a Domain) -> Host<'a> {
+        Host::new(domain, self.pool)
+    }
+
     /// Returns whether there is a leaf that is looked for.
     fn find_leaf(&self, host: &Host<'_>, is_it: impl Fn(&Leaf) -> bool) -> Result<bool> {
         let end = self.space.format().nr_pages();
@@ -427,17 +432,20 @@ impl OwnedSpace {
     }
 }
 
-/// A domain as the machine below its spaces. Whoever has one holds the domain's lock.
+/// A domain as the machine below one of its spaces. Whoever has one holds the domain's lock.
 pub(crate) struct Host<'a> {
     domain: &'a Domain,
+    /// Where the tables of the space are.
+    pool: PfnRange,
     cr3: Cell<Option<u64>>,
 }
 
 impl<'a> Host<'a> {
-    /// Makes a view of the domain.
-    pub(crate) fn new(domain: &'a Domain) -> Self {
+    /// Makes a view of the domain for a space with a table pool.
+    fn new(domain: &'a Domain, pool: PfnRange) -> Self {
         Self {
             domain,
+            pool,
             cr3: Cell::new(None),
         }
     }
@@ -498,7 +506,11 @@ impl Machine for Host<'_> {
     }
 
     fn table(&self, pfn: Pfn) -> Option<&Table> {
-        // The owner of a native table can link whatever they like.
+        // The owner of a native table can link whatever they like. Tables of other spaces are not
+        // theirs to read or to write.
+        if pfn < self.pool.start() || self.pool.end() <= pfn.get() {
+            return None;
+        }
         match self.claim(pfn) {
             claim::TABLE | claim::PROTECTED => self.page(pfn),
             _ => None,

@@ -42,7 +42,6 @@ use crate::{
             Machine, //
         }, //
     },
-    space::Host, //
 };
 
 /// Number of spans that are collected at once, between two looks at signals.
@@ -81,7 +80,7 @@ pub(crate) fn create(domain: &Domain, command: &mut abi::p2m_space_create) -> Re
     // CAST: Both are as wide as a word at least.
     let nr_levels = command.nr_levels as usize;
     let (number, root) =
-        domain.with_spaces(|spaces, _| spaces.create(domain, name, nr_levels, pool))?;
+        domain.with_spaces(|spaces| spaces.create(domain, name, nr_levels, pool))?;
     command.out_space = number;
     command.out_root_pfn = root.get();
     Ok(())
@@ -90,7 +89,7 @@ pub(crate) fn create(domain: &Domain, command: &mut abi::p2m_space_create) -> Re
 /// `P2M_SPACE_DESTROY`
 pub(crate) fn destroy(domain: &Domain, command: &mut abi::p2m_space_destroy) -> Result {
     check_zero(command.__reserved)?;
-    domain.with_spaces(|spaces, _| spaces.destroy(domain, command.space))
+    domain.with_spaces(|spaces| spaces.destroy(domain, command.space))
 }
 
 /// `P2M_SPACE_MAP`
@@ -99,8 +98,8 @@ pub(crate) fn map(domain: &Domain, command: &mut abi::p2m_space_map) -> Result {
     let pfns = abi::range(command.pfn, command.nr_pages)?;
     // CAST: Both are as wide as a word at least.
     let max_level = command.max_level as usize;
-    domain.with_spaces(|spaces, host| {
-        let (space, mut pool) = spaces.get(command.space)?.parts(host);
+    domain.with_space(command.space, |owned, host| {
+        let (space, mut pool) = owned.parts(host);
         if max_level > space.format().max_leaf_level {
             return Err(EINVAL);
         }
@@ -117,8 +116,8 @@ pub(crate) fn unmap(domain: &Domain, command: &mut abi::p2m_space_unmap) -> Resu
     if is_all && (command.address != 0 || command.nr_pages != 0) {
         return Err(EINVAL);
     }
-    domain.with_spaces(|spaces, host| {
-        let (space, mut pool) = spaces.get(command.space)?.parts(host);
+    domain.with_space(command.space, |owned, host| {
+        let (space, mut pool) = owned.parts(host);
         let range = if is_all {
             Pages {
                 start: 0,
@@ -147,8 +146,8 @@ pub(crate) fn change(domain: &Domain, command: &mut abi::p2m_space_change) -> Re
     } else {
         Change::Flags(command.value)
     };
-    domain.with_spaces(|spaces, host| {
-        let (space, mut pool) = spaces.get(command.space)?.parts(host);
+    domain.with_space(command.space, |owned, host| {
+        let (space, mut pool) = owned.parts(host);
         let (done, result) = space.change(host, &mut pool, range, change);
         command.out_pages = done;
         Ok(result?)
@@ -160,31 +159,31 @@ pub(crate) fn walk(domain: &Domain, command: &mut abi::p2m_space_walk) -> Result
     command.out_nr_steps = 0;
     command.out_steps = Default::default();
     let page = command.address >> PAGE_SHIFT;
-    let walk = domain.with_spaces(|spaces, host| {
-        let space = &spaces.get(command.space)?.space;
+    domain.with_space(command.space, |owned, host| {
+        let space = &owned.space;
         if page >= space.format().nr_pages() {
             return Err(EOVERFLOW);
         }
-        Ok(space.walk(host, page))
-    })?;
-    for (out, step) in command.out_steps.iter_mut().zip(walk.steps()) {
-        let table_mfn = domain.with_spaces(|_, host| host.entry(step.slot.table.get()).mfn());
-        *out = abi::p2m_step {
-            table_pfn: step.slot.table.get(),
-            table_mfn: 0,
-            raw: step.raw & !frame_mask(step.level, step.raw),
-            val: step.val,
-            // CAST: Levels and indices are small numbers.
-            level: step.level as u32,
-            index: step.slot.index as u32,
-        };
-        if domain.sees_mfns() {
-            out.table_mfn = table_mfn.map_or(0, |mfn| mfn.get());
-            out.raw = step.raw;
+        let walk = space.walk(host, page);
+        for (out, step) in command.out_steps.iter_mut().zip(walk.steps()) {
+            let table = step.slot.table.get();
+            *out = abi::p2m_step {
+                table_pfn: table,
+                table_mfn: 0,
+                raw: step.raw & !frame_mask(step.level, step.raw),
+                val: step.val,
+                // CAST: Levels and indices are small numbers.
+                level: step.level as u32,
+                index: step.slot.index as u32,
+            };
+            if domain.sees_mfns() {
+                out.table_mfn = host.entry(table).mfn().map_or(0, Mfn::get);
+                out.raw = step.raw;
+            }
+            command.out_nr_steps += 1;
         }
-        command.out_nr_steps += 1;
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// Returns what a leaf translates.
@@ -227,8 +226,8 @@ fn collect(
     spans: &mut KVec<abi::p2m_span>,
     limit: usize,
 ) -> Result<Option<u64>> {
-    domain.with_spaces(|spaces, host: &Host<'_>| {
-        let space = &spaces.get(command.space)?.space;
+    domain.with_space(command.space, |owned, host| {
+        let space = &owned.space;
         let end = space.format().nr_pages();
         let mut page = page;
         // A look at signals now and then, even if one span goes on and on, or there is none.
@@ -309,7 +308,7 @@ pub(crate) fn list(domain: &Domain, command: &mut abi::p2m_space_list) -> Result
     let mut next = command.start_space;
     loop {
         check_killed()?;
-        let (info, nr_left) = domain.with_spaces(|spaces, _| spaces.describe(domain, next));
+        let (info, nr_left) = domain.with_spaces(|spaces| spaces.describe(domain, next));
         if command.out_nr == 0 {
             command.out_total = nr_left;
         }
@@ -371,8 +370,8 @@ pub(crate) fn access(domain: &Domain, command: &mut abi::p2m_space_access) -> Re
         _ => Access::Checksum(nr_words),
     };
 
-    let seen = domain.with_spaces(|spaces, host| {
-        let space = &spaces.get(command.space)?.space;
+    let seen = domain.with_space(command.space, |owned, host| {
+        let space = &owned.space;
         let root = space.root().get() << PAGE_SHIFT;
         space.ops().write_cr3(host, root);
         let root = host.cr3().map(|cr3| cr3 >> PAGE_SHIFT).and_then(Mfn::new);

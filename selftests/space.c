@@ -3282,6 +3282,52 @@ TEST_F(plain, unprivileged_opener_sees_no_machine_frames)
 	}
 }
 
+/*
+ * The owner of native tables can link whatever they like, but tables of other spaces
+ * are not read or written through it: what is in there isn't theirs.
+ */
+TEST_F(plain, native_tables_lead_to_no_others)
+{
+	struct p2m_space_create space, native;
+	struct p2m_space_unmap unmap;
+	struct p2m_space_walk walk;
+	__u64 *root;
+	__u64 pfn = 0;
+	int fd;
+
+	ASSERT_EQ(0, chmod(P2M_DEVICE, 0666));
+	fd = p2m_open_unprivileged();
+	ASSERT_LE(0, fd);
+	test_cmd_region_create(fd, P2M_POLICY_SCATTER, 40, 0, &pfn);
+	space = test_cmd_space_create(fd, "p2m", 4, pfn, 10);
+	test_cmd_space_map(fd, space.out_space, ADDRESS, pfn + 20, 1, 0, 0);
+	native = test_cmd_space_create(fd, "native", 4, pfn + 10, 10);
+	root = map_pages(fd, native.out_root_pfn, 1);
+	ASSERT_NE(MAP_FAILED, root);
+
+	/* Each of the tables, as one that the root links. */
+	walk = test_cmd_space_walk(fd, space.out_space, ADDRESS);
+	ASSERT_EQ(4, walk.out_nr_steps);
+	for (int i = 0; i < 4; i++) {
+		__u64 table = walk.out_steps[i].table_pfn;
+
+		root[0] = PAGES(table) | LINK_FLAGS;
+		EXPECT_EQ(1, test_cmd_space_walk(fd, native.out_space, ADDRESS)
+				     .out_nr_steps);
+		EXPECT_EQ(-1, _test_cmd_space_map(fd, native.out_space, ADDRESS,
+						  pfn + 21, 1, 0, 0));
+		EXPECT_EQ(-1, _test_cmd_space_unmap(fd, native.out_space, 0,
+						    ADDRESS, 1, &unmap));
+	}
+	root[0] = 0;
+	EXPECT_EQ(0, memcmp(walk.out_steps,
+			    test_cmd_space_walk(fd, space.out_space, ADDRESS)
+				    .out_steps,
+			    sizeof(walk.out_steps)));
+	munmap(root, P2M_PAGE_SIZE);
+	close(fd);
+}
+
 /* It is the caller, too, who needs the right to have the processor walk. */
 TEST_F(plain, unprivileged_caller_cannot_ask_the_processor)
 {
