@@ -302,8 +302,7 @@ pub(crate) fn unmap_foreign(domain: &Domain, command: &mut abi::p2m_foreign_unma
     }
     let (start, nr, errors) = (command.start_pfn, command.nr, command.errors);
     command.out_nr = for_slots(start, nr, errors, |start, errors| {
-        domain.take_foreign(start, errors);
-        Ok(())
+        domain.take_foreign(start, errors)
     })?;
     Ok(())
 }

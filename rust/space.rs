@@ -171,6 +171,11 @@ impl Watch for Invalidation<'_> {
     fn after(&self) {}
 }
 
+/// Returns whether a leaf has a frame that isn't at a PFN of the domain: a foreign one, if all is well.
+fn is_unknown(leaf: &Leaf) -> bool {
+    leaf.raw & pv::bits::PRESENT != 0 && !leaf.is_present()
+}
+
 /// A space, and what it keeps.
 pub(crate) struct OwnedSpace {
     pub(crate) space: Space,
@@ -302,19 +307,51 @@ impl Spaces {
         (Some(info), 1 + from_start.count() as u32)
     }
 
-    /// Returns whether a space maps a page of a range.
+    /// Calls `found` with the pages of a range that spaces map, in no order and perhaps again, until it
+    /// returns false.
     ///
-    /// The answer is also yes if native tables lead to more of them than there are, and for who doesn't
-    /// need it any more, as a fatal signal is pending.
-    pub(crate) fn is_mapped(&self, domain: &Domain, range: PfnRange) -> bool {
-        let maps = |leaf: &Leaf| {
-            // OVERFLOW: A frame number is below 2^40.
-            leaf.pfn() < range.end() && range.start().get() < leaf.pfn() + leaf.nr_pages()
+    /// It's called with all of the range if native tables lead to more of them than there are.
+    pub(crate) fn for_mapped(
+        &self,
+        domain: &Domain,
+        range: PfnRange,
+        mut found: impl FnMut(PfnRange) -> bool,
+    ) -> Result {
+        let mut foreign = None;
+        let mut visit = |leaf: Leaf| {
+            if !is_unknown(&leaf) {
+                // OVERFLOW: A frame number is below 2^40.
+                let end = range.end().min(leaf.pfn() + leaf.nr_pages());
+                let start = range.start().get().max(leaf.pfn());
+                let part = PfnRange::new(start, end.saturating_sub(start));
+                return Ok(part.map_or(true, &mut found));
+            }
+            // No PFN can be read from the table, so it's looked for the frames.
+            let slots = match &mut foreign {
+                Some(slots) => slots,
+                none => none.insert(domain.foreign_frames(range)?),
+            };
+            let first = pv::frame(leaf.level, leaf.raw);
+            let from = slots.partition_point(|(mfn, _)| mfn.get() < first);
+            // OVERFLOW: As above.
+            let end = first + leaf.nr_pages();
+            let slots = slots.iter().skip(from);
+            let mut named = slots.take_while(|(mfn, _)| mfn.get() < end);
+            Ok(named.all(|(_, pfn)| PfnRange::new(pfn.get(), 1).map_or(true, &mut found)))
         };
-        self.list.values().any(|owned| {
-            let host = owned.host(domain);
-            owned.find_leaf(&host, maps).unwrap_or(true)
-        })
+        let mut is_endless = false;
+        for owned in self.list.values() {
+            match owned.for_leaves(&owned.host(domain), &mut visit) {
+                Ok(true) => (),
+                Ok(false) => return Ok(()),
+                Err(error) if error == EUCLEAN => is_endless = true,
+                Err(error) => return Err(error),
+            }
+        }
+        if is_endless {
+            found(range);
+        }
+        Ok(())
     }
 
     /// Has no leaf of a space name a frame of a range until [`resume()`](Self::resume).
@@ -353,8 +390,7 @@ impl Spaces {
             let mut page = 0;
             while let Some(leaf) = space.next_leaf(&host, page, end) {
                 check_killed()?;
-                if leaf.raw & pv::bits::PRESENT != 0 && !leaf.is_present() {
-                    // A foreign frame reads like this, too.
+                if is_unknown(&leaf) {
                     let is_known = match Mfn::new(pv::frame(leaf.level, leaf.raw)) {
                         Some(mfn) => domain.has_foreign(mfn)?,
                         None => false,
@@ -406,8 +442,12 @@ impl OwnedSpace {
         Host::new(domain, self.pool)
     }
 
-    /// Returns whether there is a leaf that is looked for.
-    fn find_leaf(&self, host: &Host<'_>, is_it: impl Fn(&Leaf) -> bool) -> Result<bool> {
+    /// Calls `visit` with each leaf until it returns false, and returns whether it never did.
+    fn for_leaves(
+        &self,
+        host: &Host<'_>,
+        mut visit: impl FnMut(Leaf) -> Result<bool>,
+    ) -> Result<bool> {
         let end = self.space.format().nr_pages();
         let mut left = self.space.nr_entries();
         let mut page = 0;
@@ -415,15 +455,18 @@ impl OwnedSpace {
             if nr % LEAF_BATCH == 0 {
                 check_killed()?;
             }
-            match self.space.next_leaf_within(host, page, end, &mut left) {
-                Ok(Some(leaf)) if is_it(&leaf) => return Ok(true),
-                // OVERFLOW: A leaf is in the address space.
-                Ok(Some(leaf)) => page = leaf.start + leaf.nr_pages(),
+            let leaf = match self.space.next_leaf_within(host, page, end, &mut left) {
+                Ok(Some(leaf)) => leaf,
                 Ok(None) => break,
                 Err(_) => return Err(PagingError::Endless.into()),
+            };
+            if !visit(leaf)? {
+                return Ok(false);
             }
+            // OVERFLOW: A leaf is in the address space.
+            page = leaf.start + leaf.nr_pages();
         }
-        Ok(false)
+        Ok(true)
     }
 
     /// Returns the space, with what is needed to change it.

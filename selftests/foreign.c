@@ -15,6 +15,7 @@
 #include "p2m_util.h"
 
 #define NR_PAGES 64UL
+#define POOL_PFN 4096UL
 /* Where PCs have their interrupt controller: no memory. */
 #define IOAPIC_MFN 0xfec00UL
 
@@ -168,6 +169,68 @@ TEST_F(foreign, a_lent_page_is_busy_for_its_owner)
 	ASSERT_EQ(0, _test_cmd_foreign_unmap(self->borrower, 0, errors, 2, &nr));
 	ASSERT_EQ(0, ioctl(self->lender, P2M_MOVE, &move));
 	EXPECT_EQ(0, move.out_busy);
+}
+
+/* The tables would name a frame that is somebody else's by then. */
+TEST_F(foreign, a_slot_that_a_space_maps_stays)
+{
+	struct p2m_space_create space = {
+		.size = sizeof(space),
+		.backend = "p2m",
+		.nr_levels = 4,
+		.pool_pfn = POOL_PFN,
+		.pool_pages = 8,
+	};
+	struct p2m_space_map map = {
+		.size = sizeof(map),
+		.pfn = 8,
+		.nr_pages = 2,
+	};
+	struct p2m_space_unmap unmap = { .size = sizeof(unmap), .nr_pages = 1 };
+	/* One page twice, and one that nobody maps. */
+	__u64 frames[4] = { 3, 4, 4, 5 };
+	__s32 errors[5];
+	__u32 nr;
+
+	test_cmd_region_create_fixed(self->borrower, P2M_POLICY_ANY, 8, 0,
+				     POOL_PFN);
+	ASSERT_EQ(0, ioctl(self->borrower, P2M_SPACE_CREATE, &space));
+	ASSERT_EQ(0, _test_cmd_foreign_map(self->borrower, self->lender, 8, frames,
+					   errors, 4, &nr));
+	ASSERT_EQ(4, nr);
+	self->slots[0] = 1;
+	map.space = unmap.space = space.out_space;
+	ASSERT_EQ(0, ioctl(self->borrower, P2M_SPACE_MAP, &map));
+
+	/* What reads back without a number isn't the first page. */
+	EXPECT_EQ(0, release_pages(self->borrower, 0, 8));
+	EXPECT_ERRNO(EBUSY, release_pages(self->borrower, 8, 1));
+	EXPECT_ERRNO(EBUSY, release_pages(self->borrower, 9, 1));
+	EXPECT_ERRNO(EBUSY, release_pages(self->borrower, 0, NR_PAGES));
+	test_err_region_destroy(EBUSY, self->borrower, 0);
+	ASSERT_EQ(0, _test_cmd_foreign_unmap(self->borrower, 8, errors, 5, &nr));
+	EXPECT_EQ(1, nr);
+	EXPECT_EQ(EBUSY, errors[0]);
+	EXPECT_EQ(EBUSY, errors[1]);
+	EXPECT_EQ(EBUSY, errors[2]);
+	EXPECT_EQ(0, errors[3]);
+	EXPECT_EQ(EINVAL, errors[4]);
+	EXPECT_TRUE(page_matches(self->slots + 8 * P2M_PAGE_SIZE, 3));
+	EXPECT_TRUE(page_matches(self->slots + 9 * P2M_PAGE_SIZE, 4));
+	check_audit(_metadata, self->borrower);
+
+	ASSERT_EQ(0, ioctl(self->borrower, P2M_SPACE_UNMAP, &unmap));
+	ASSERT_EQ(0, _test_cmd_foreign_unmap(self->borrower, 8, errors, 3, &nr));
+	EXPECT_EQ(1, nr);
+	EXPECT_EQ(0, errors[0]);
+	EXPECT_EQ(EBUSY, errors[1]);
+	EXPECT_EQ(EBUSY, errors[2]);
+	check_audit(_metadata, self->borrower);
+	unmap.address = P2M_PAGE_SIZE;
+	ASSERT_EQ(0, ioctl(self->borrower, P2M_SPACE_UNMAP, &unmap));
+	EXPECT_EQ(0, release_pages(self->borrower, 0, NR_PAGES));
+	test_cmd_region_destroy(self->borrower, 0);
+	check_audit(_metadata, self->borrower);
 }
 
 TEST_F(foreign, a_frame_stays_when_its_owner_gives_it_back)

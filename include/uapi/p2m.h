@@ -1259,13 +1259,17 @@ struct p2m_foreign_map {
  * @size: sizeof(struct p2m_foreign_unmap).
  * @flags: Must be 0.
  * @start_pfn: The first slot.
- * @errors: Pointer to an array of @nr 32-bit numbers: for each slot 0, or EINVAL
- *          if it has no foreign frame.
+ * @errors: Pointer to an array of @nr 32-bit numbers: for each slot 0, or the
+ *          errno that says why it isn't emptied.
  * @nr: Number of slots, not 0.
  * @out_nr: How many slots were emptied.
  *
- * Empties slots. One that has no foreign frame doesn't keep others from being
- * emptied.
+ * Empties slots. One that fails doesn't keep others from being emptied.
+ *
+ * Of a slot:
+ *
+ *  - EINVAL: it has no foreign frame.
+ *  - EBUSY: a space maps the frame, by this slot or by another one that has it, too.
  */
 struct p2m_foreign_unmap {
 	__u32 size;

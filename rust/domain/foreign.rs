@@ -8,7 +8,10 @@
 
 use super::*;
 
-use crate::commands::check_killed;
+use crate::{
+    commands::check_killed,
+    pure::policy::sort_by, //
+};
 
 impl Domain {
     /// Replaces PFNs by frames of the domain that are there, with a reference to each. Where there
@@ -58,12 +61,30 @@ impl Domain {
         }
     }
 
-    /// Takes foreign frames away from PFNs from `start` on.
-    pub(crate) fn take_foreign(&self, start: u64, errors: &mut [i32]) {
+    /// Takes foreign frames away from PFNs from `start` on, but for those that spaces map: their tables
+    /// would name frames that are somebody else's by then.
+    pub(crate) fn take_foreign(&self, start: u64, errors: &mut [i32]) -> Result {
         let mut state = self.state.lock();
+        errors.fill(0);
+        let busy = -EBUSY.to_errno();
+        let range = PfnRange::new(start, errors.len() as u64)?;
+        state.spaces.for_mapped(self, range, |part| {
+            // CAST: Both are at most the number of errors.
+            // OVERFLOW: The part is in the range.
+            let nr_before = (part.start().get() - start) as usize;
+            for error in errors
+                .iter_mut()
+                .skip(nr_before)
+                .take(part.nr_pages() as usize)
+            {
+                *error = busy;
+            }
+            true
+        })?;
         for (number, error) in (start..).zip(errors) {
             let entry = Pfn::new(number).map(|pfn| self.maps.lookup(&self.store, pfn));
             let result = match entry {
+                Some(Entry::Foreign(_)) if *error == busy => Err(EBUSY),
                 Some(Entry::Foreign(_)) => PfnRange::new(number, 1).map_err(Error::from),
                 _ => Err(EINVAL),
             };
@@ -73,6 +94,28 @@ impl Domain {
             }
             *error = result.err().map_or(0, |error| -error.to_errno());
         }
+        Ok(())
+    }
+
+    /// Returns the foreign frames in a range and where they are, in the order of the frames.
+    pub(crate) fn foreign_frames(&self, range: PfnRange) -> Result<KVVec<(Mfn, Pfn)>> {
+        let mut frames = KVVec::new();
+        let mut next = Some(range.start());
+        while let Some(pfn) = next.and_then(|pfn| self.maps.next_backed(&self.store, pfn)) {
+            if pfn.get() >= range.end() {
+                break;
+            }
+            if let Entry::Foreign(mfn) = self.maps.lookup(&self.store, pfn) {
+                frames.push((mfn, pfn), GFP_KERNEL)?;
+            }
+            if pfn.get() % BATCH as u64 == 0 {
+                check_killed()?;
+            }
+            // OVERFLOW: A PFN is below `Pfn::LIMIT`.
+            next = Pfn::new(pfn.get() + 1);
+        }
+        sort_by(&mut frames, |(mfn, _)| mfn.get());
+        Ok(frames)
     }
 
     /// Returns whether a foreign frame is somewhere. It looks everywhere.

@@ -110,9 +110,18 @@ impl Domain {
         Ok(nr_pages)
     }
 
-    /// Returns whether a space maps a page of a range or has a table there.
+    /// Returns whether a space maps a page of the range or has a table there. It's so, too, where nobody
+    /// could find out: a fatal signal is pending, or there is no memory.
     pub(super) fn is_used_by_space(&self, state: &State, range: PfnRange) -> bool {
-        self.claims.has_any(&self.store, range) || state.spaces.is_mapped(self, range)
+        if self.claims.has_any(&self.store, range) {
+            return true;
+        }
+        let mut is_mapped = false;
+        let looked = state.spaces.for_mapped(self, range, |_| {
+            is_mapped = true;
+            false
+        });
+        is_mapped || looked.is_err()
     }
 
     /// Takes pages for the PFNs of a range that have none, and counts them in `nr_pages`.

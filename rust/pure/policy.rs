@@ -436,44 +436,51 @@ fn interleave(frames: &mut [Mfn]) {
     }
 }
 
-/// Sorts different frames, bit by bit from the highest one in which they differ.
+/// Sorts frames.
+fn sort(frames: &mut [Mfn]) {
+    sort_by(frames, Mfn::get);
+}
+
+/// Sorts what has a frame, by its number, bit by bit from the highest one in which they differ.
 ///
 /// Frames come in blocks, and a block is in order. So few bits have to be looked at, in long runs
 /// of the same value, and what remains is found to be in order.
-fn sort(frames: &mut [Mfn]) {
-    let mut rest = frames;
-    while !rest.is_sorted() {
-        let first = rest.first().map_or(0, |mfn| mfn.get());
-        let differing = rest.iter().fold(0, |bits, mfn| bits | (mfn.get() ^ first));
+pub fn sort_by<T: Copy>(items: &mut [T], number: impl Fn(T) -> u64 + Copy) {
+    let mut rest = items;
+    while !rest.is_sorted_by_key(|&item| number(item)) {
+        let first = rest.first().map_or(0, |&item| number(item));
+        let differing = rest
+            .iter()
+            .fold(0, |bits, &item| bits | (number(item) ^ first));
         let Some(bit) = differing.checked_ilog2() else {
             break;
         };
-        let nr_zeros = partition(rest, bit);
+        let nr_zeros = partition(rest, |item| (number(item) >> bit) & 1 != 0);
         // PANIC: `partition()` returns a position in the slice.
         let (zeros, ones) = rest.split_at_mut(nr_zeros);
         // As each step is about a lower bit, there are at most as many as an MFN has.
-        sort(zeros);
+        sort_by(zeros, number);
         rest = ones;
     }
 }
 
-/// Moves frames with a bit clear before those that have it set, and returns how many they are.
-fn partition(frames: &mut [Mfn], bit: u32) -> usize {
-    let is_set = |mfn: &Mfn| (mfn.get() >> bit) & 1 != 0;
-    let (mut start, mut end) = (0, frames.len());
+/// Moves items with a bit clear before those that have it set, and returns how many they are.
+fn partition<T: Copy>(items: &mut [T], is_set: impl Fn(T) -> bool) -> usize {
+    let is_set = |item: &T| is_set(*item);
+    let (mut start, mut end) = (0, items.len());
     loop {
-        while start < end && !frames.get(start).is_some_and(is_set) {
+        while start < end && !items.get(start).is_some_and(is_set) {
             start += 1;
         }
-        while start < end && frames.get(end - 1).is_some_and(is_set) {
+        while start < end && items.get(end - 1).is_some_and(is_set) {
             end -= 1;
         }
         if start == end {
             return start;
         }
-        // OVERFLOW: There is a frame with the bit set at `start`, and one without before `end`.
+        // OVERFLOW: There is one with the bit set at `start`, and one without before `end`.
         end -= 1;
-        frames.swap(start, end);
+        items.swap(start, end);
         start += 1;
     }
 }
