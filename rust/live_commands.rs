@@ -281,7 +281,7 @@ pub(crate) fn map_foreign(domain: &Domain, command: &mut abi::p2m_foreign_map) -
     let lender = Lender::get(command.fd, domain)?;
     let mut reader = abi::user_slice::<u64>(command.frames, command.nr)?.reader();
     let mut pfns = KVec::from_elem(0u64, BATCH, GFP_KERNEL)?;
-    let mut frames = KVec::from_elem(None, BATCH, GFP_KERNEL)?;
+    let mut frames = KVec::from_elem(Err(EFAULT), BATCH, GFP_KERNEL)?;
     let (start, nr, errors) = (command.start_pfn, command.nr, command.errors);
     command.out_nr = for_slots(start, nr, errors, |start, errors| {
         let pfns = pfns.get_mut(..errors.len()).ok_or(EINVAL)?;

@@ -829,7 +829,7 @@ TEST_F(superpage, direct_io_writes_from_it_and_reads_into_it)
 	expect_sound(_metadata, self->fd, NR_PAGES, 0);
 }
 
-/* A page of it in another domain pins all of it. */
+/* It's split, as a page of it in another domain would keep all of it there. */
 TEST_F(superpage, pages_can_be_lent)
 {
 	__u64 pfns[] = { SP_PFN(1), SP_PFN(1) + 77, SP_PFN(1) + 511 };
@@ -864,13 +864,52 @@ TEST_F(superpage, pages_can_be_lent)
 	EXPECT_EQ(SIGBUS, touch_read(mem));
 	EXPECT_EQ(0, touch_read(mem + SP * P2M_PAGE_SIZE));
 	EXPECT_EQ(SP_KIB, huge_kib(mem, 2 * SP * P2M_PAGE_SIZE));
-	expect_sound(_metadata, self->fd, NR_PAGES, SP);
-	EXPECT_EQ(SP, move(0, SP_PFN(1), SP, P2M_POLICY_ANY).out_busy);
-	/* Its owner gives it back: it goes with the last one who has it. */
+	expect_sound(_metadata, self->fd, NR_PAGES, ARRAY_LEN(pfns));
+	EXPECT_FALSE(is_superpage(self->fd, SP_PFN(1)));
+	EXPECT_TRUE(is_superpage(self->fd, SP_PFN(0)));
+	EXPECT_EQ(ARRAY_LEN(pfns),
+		  move(0, SP_PFN(1), SP, P2M_POLICY_ANY).out_busy);
+	/* Its owner gives it back: the frames go with the last one who has them. */
 	EXPECT_EQ(SP, release(0, SP_PFN(1), SP).out_pages);
 	EXPECT_TRUE(page_matches(mem + 6 * P2M_PAGE_SIZE, tag_of(pfns[1])));
 	munmap(mem, 2 * SP * P2M_PAGE_SIZE);
 	EXPECT_EQ(0, close(other));
+}
+
+/* Who has a page of it in a dma-buf keeps that page, and pays for it. */
+TEST_F(superpage, a_part_of_it_can_be_exported)
+{
+	struct p2m_dma_buf_export cmd = {
+		.size = sizeof(cmd),
+		RANGE(SP_PFN(1) - 1, SP + 2),
+		.fd_flags = O_RDWR,
+	};
+	struct p2m_info info;
+	int whole;
+
+	test_cmd_info(self->fd, &info);
+	if (!(info.out_features & P2M_FEATURE_DMA_BUF))
+		SKIP(return, "no dma-bufs here");
+	fill_all(self);
+	ASSERT_EQ(0, ioctl(self->fd, P2M_DMA_BUF_EXPORT, &cmd));
+	EXPECT_FALSE(is_superpage(self->fd, SP_PFN(0)));
+	EXPECT_TRUE(is_superpage(self->fd, SP_PFN(1)));
+	EXPECT_FALSE(is_superpage(self->fd, SP_PFN(2)));
+	expect_sound(_metadata, self->fd, NR_PAGES, SP + 2);
+	whole = cmd.out_fd;
+	/* One that is pinned can't be split. */
+	cmd.start_pfn = SP_PFN(1);
+	cmd.nr_pages = 1;
+	EXPECT_ERRNO(EBUSY, ioctl(self->fd, P2M_DMA_BUF_EXPORT, &cmd));
+	EXPECT_EQ(-1, cmd.out_fd);
+	EXPECT_TRUE(is_superpage(self->fd, SP_PFN(1)));
+	EXPECT_EQ(END_PFN, first_bad(self, BASE_PFN, END_PFN));
+	ASSERT_EQ(0, close(whole));
+	ASSERT_EQ(0, ioctl(self->fd, P2M_DMA_BUF_EXPORT, &cmd));
+	EXPECT_FALSE(is_superpage(self->fd, SP_PFN(1)));
+	expect_sound(_metadata, self->fd, NR_PAGES, 1);
+	EXPECT_EQ(END_PFN, first_bad(self, BASE_PFN, END_PFN));
+	ASSERT_EQ(0, close(cmd.out_fd));
 }
 
 TEST_F_TIMEOUT(superpage, policy_goes_with_what_makes_sense, 120)
@@ -946,8 +985,8 @@ TEST_F(superpage, kvm_guest_goes_on_in_it)
 	EXPECT_EQ(END_PFN, first_bad(self, SP_PFN(1) + 16, END_PFN));
 }
 
-/* A dma-buf of a part pins all of each superpage, and shows what is in it. */
-TEST_F(superpage, dma_buf_of_a_part_pins_it)
+/* A dma-buf of a part pins that part only, and shows what is in it. */
+TEST_F(superpage, dma_buf_of_a_part_pins_that)
 {
 	struct p2m_dma_buf_export cmd = {
 		.size = sizeof(cmd),
@@ -962,16 +1001,15 @@ TEST_F(superpage, dma_buf_of_a_part_pins_it)
 		ASSERT_EQ(EOPNOTSUPP, errno);
 		SKIP(return, "the kernel has no dma-bufs");
 	}
-	expect_sound(_metadata, self->fd, NR_PAGES, 2 * SP);
+	expect_sound(_metadata, self->fd, NR_PAGES, 40);
 	mem = mmap(NULL, 40 * P2M_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED,
 		   cmd.out_fd, 0);
 	ASSERT_NE(MAP_FAILED, mem);
 	for (i = 0; i < 40; i++)
 		ASSERT_TRUE(page_matches(mem + i * P2M_PAGE_SIZE,
 					 tag_of(SP_PFN(1) + 500 + i)));
-	EXPECT_EQ(2 * SP, move(0, SP_PFN(1), 2 * SP, P2M_POLICY_ANY).out_busy);
-	release(EBUSY, SP_PFN(1) + 9, 1);
-	EXPECT_EQ(NR_SP, nr_superpages(self->fd, FIRST_PFN, NR_SP));
+	EXPECT_EQ(40, move(0, SP_PFN(1), 2 * SP, P2M_POLICY_ANY).out_busy);
+	EXPECT_EQ(NR_SP - 2, nr_superpages(self->fd, FIRST_PFN, NR_SP));
 	/* It outlives what it was made of. */
 	release(0, SP_PFN(1), 2 * SP);
 	expect_sound(_metadata, self->fd, NR_PAGES - 2 * SP, 0);

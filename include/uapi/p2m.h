@@ -1230,7 +1230,8 @@ struct p2m_fail_nth {
  * Puts frames of another domain into slots, as P2M_ENTRY_FOREIGN. Both see the
  * same memory from then on. The other domain can't give the page another frame
  * meanwhile; it can give it back, and then the frame goes when the slot is
- * emptied. A slot that fails doesn't keep others from being filled.
+ * emptied. A superpage of the other domain is split for that, as all of it would stay
+ * with one page. A slot that fails doesn't keep others from being filled.
  *
  *  - EBADF, EINVAL: @fd is none, or not of another domain.
  *  - EACCES: @fd wasn't opened for writing.
@@ -1238,6 +1239,9 @@ struct p2m_fail_nth {
  * Of a slot:
  *
  *  - EFAULT: the other domain has no page there, or a table of a space.
+ *  - EBUSY: it's one of a superpage of which others are pinned, or a table.
+ *  - ENOSPC: to split the superpage, leaves of a space of the other domain would have
+ *    to be split, and its table pool has too few pages.
  *  - EEXIST: the slot isn't empty.
  *  - ENOENT: the slot is in no region.
  */
@@ -1414,13 +1418,16 @@ struct p2m_dma_plan {
  *
  * The pages keep their frames as long as the dma-buf lives: for all commands they
  * are pinned. When they are released, or their region or domain goes, they leave the
- * domain only. They count once more against limits and RLIMIT_MEMLOCK. /proc/pid/fdinfo
- * of the domain says how many dma-bufs it has, and which device attached last.
+ * domain only. They count once more against limits and RLIMIT_MEMLOCK. Superpages that
+ * are partly in the range are split, as all of one stays with any of its pages.
+ * /proc/pid/fdinfo of the domain says how many dma-bufs it has, and which device attached last.
  *
  *  - EOPNOTSUPP: the kernel has no dma-bufs.
  *  - ENOENT: a PFN of the range is in no region.
  *  - EFAULT: a page of the range isn't populated, is a table of a space, or is no
  *    memory.
+ *  - EBUSY: a superpage that is partly in the range can't be split, as it is pinned
+ *    or has a table of a space.
  *  - EACCES: @fd_flags ask for writing, and the domain's descriptor wasn't opened
  *    for it.
  *  - EMFILE: too many descriptors.

@@ -15,46 +15,65 @@ use crate::{
 
 impl Domain {
     /// Replaces PFNs by frames of the domain that are there, with a reference to each. Where there
-    /// is none, there is none afterwards.
-    pub(crate) fn lend(&self, pfns: &[u64], frames: &mut [Option<Mfn>]) {
+    /// is none, there is why.
+    pub(crate) fn lend(&self, pfns: &[u64], frames: &mut [Result<Mfn>]) {
         // No frame can go under the lock.
-        let _state = self.state.lock();
+        let mut state = self.state.lock();
         for (pfn, frame) in pfns.iter().zip(frames) {
-            let entry = Pfn::new(*pfn).map(|pfn| self.maps.lookup(&self.store, pfn));
-            *frame = entry
-                .and_then(Entry::owned)
-                .filter(|_| !self.claims.is_table(&self.store, *pfn));
-            if let Some(mfn) = frame {
-                Source::take_reference(*mfn);
-            }
+            *frame = self.lend_one(&mut state, *pfn);
         }
     }
 
-    /// Takes references to all pages of a range, foreign ones as well.
+    fn lend_one(&self, state: &mut State, number: u64) -> Result<Mfn> {
+        let pfn = Pfn::new(number).ok_or(EFAULT)?;
+        let frame = || self.maps.lookup(&self.store, pfn).owned().ok_or(EFAULT);
+        let mfn = frame()?;
+        if self.claims.is_table(&self.store, number) {
+            return Err(EFAULT);
+        }
+        let mfn = match self.superpage_at(number) {
+            // A reference to one page would keep all of them, when nobody pays for the others.
+            Some(place) => {
+                self.split(state, place)?;
+                frame()?
+            }
+            None => mfn,
+        };
+        Source::take_reference(mfn);
+        Ok(mfn)
+    }
+
+    /// Takes references to all pages of a range, foreign ones as well. Superpages that are partly in it
+    /// are split, as a reference to one page would keep all of them.
     pub(crate) fn hold(&self, range: PfnRange) -> Result<Pages> {
         self.injection.check(ENOMEM)?;
         let mut pages = Pages::with_capacity(range.nr_pages())?;
         // No frame can go under the lock.
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         state.check_populated(range)?;
-        for pfn in range.iter() {
+        let frame = |pfn: Pfn| {
             let is_table = self.claims.is_table(&self.store, pfn.get());
             let frame = self.maps.lookup(&self.store, pfn).memory();
-            pages.hold(frame.filter(|_| !is_table).ok_or(EFAULT)?)?;
+            frame.filter(|_| !is_table).ok_or(EFAULT)
+        };
+        range.iter().try_for_each(|pfn| frame(pfn).map(|_| ()))?;
+        self.split_cut(&mut state, range)?;
+        for pfn in range.iter() {
+            pages.hold(frame(pfn)?)?;
         }
         Ok(pages)
     }
 
     /// Puts foreign frames, to which the caller has references, at PFNs from `start` on where there
     /// is nothing. Where that can't be, the reference goes, and `errors` says why.
-    pub(crate) fn put_foreign(&self, start: u64, frames: &[Option<Mfn>], errors: &mut [i32]) {
+    pub(crate) fn put_foreign(&self, start: u64, frames: &[Result<Mfn>], errors: &mut [i32]) {
         let mut state = self.state.lock();
         for ((number, frame), error) in (start..).zip(frames).zip(errors) {
             let result = match frame {
-                Some(mfn) => self.put_one(&mut state, number, Entry::Foreign(*mfn)),
-                None => Err(EFAULT),
+                Ok(mfn) => self.put_one(&mut state, number, Entry::Foreign(*mfn)),
+                Err(error) => Err(*error),
             };
-            if let (Err(_), Some(mfn)) = (result, frame) {
+            if let (Err(_), Ok(mfn)) = (result, frame) {
                 Source.free(*mfn);
             }
             *error = result.err().map_or(0, |error| -error.to_errno());

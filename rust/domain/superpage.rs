@@ -238,7 +238,7 @@ impl Domain {
     }
 
     /// Gives the pages of a superpage single frames.
-    fn split(&self, state: &mut State, place: PfnRange) -> Result {
+    pub(super) fn split(&self, state: &mut State, place: PfnRange) -> Result {
         let region = state.region_of(place.start().get()).ok_or(ENOENT)?;
         let mut source = self.source(state, region.origin);
         self.injection.check(ENOMEM)?;
