@@ -306,6 +306,8 @@ impl Domain {
     pub(crate) fn new(file: &File) -> Result<Pin<KBox<Self>>> {
         let injection = Arc::new(Injection::new(), GFP_KERNEL_ACCOUNT)?;
         let importers = Importers::new()?;
+        // First, since nobody takes the maps apart after an error.
+        let place = KBox::<Self>::new_uninit(GFP_KERNEL_ACCOUNT)?;
         let store = Store::new(injection.clone())?;
         let id = NEXT_ID.fetch_add(1, Relaxed);
         let (maps, writer) = Maps::new(&store)?;
@@ -316,35 +318,32 @@ impl Domain {
 
         let version = u64::from(abi::P2M_ABI_VERSION) | u64::from(PAGE_SHIFT) << 32;
         maps.set_version(&store, version);
-        let domain = KBox::pin_init(
-            pin_init!(Self {
-                store,
-                maps,
-                sees_mfns,
-                is_writable: file.flags() & bindings::O_ACCMODE != bindings::O_RDONLY,
-                nr_faults: Atomic::new(0),
-                nr_fault_pages: Atomic::new(0),
-                nr_superpages: Atomic::new(0),
-                counters: Counters::new(),
-                claims,
-                injection,
-                importers,
-                // SAFETY: `file` is valid, and has its operations already.
-                operations: unsafe { (*file.as_ptr()).f_op },
-                id,
-                mapping <- Mapping::new(file, *id),
-                state <- new_mutex!(State {
-                    writer,
-                    regions: RBTree::new(),
-                    nr_regions: 0,
-                    nr_pages: 0,
-                    is_fresh: true,
-                    spaces: Spaces::new(claims_writer),
-                    exclusions: Excluded::NOTHING,
-                }),
+        let domain = place.write_pin_init(pin_init!(Self {
+            store,
+            maps,
+            sees_mfns,
+            is_writable: file.flags() & bindings::O_ACCMODE != bindings::O_RDONLY,
+            nr_faults: Atomic::new(0),
+            nr_fault_pages: Atomic::new(0),
+            nr_superpages: Atomic::new(0),
+            counters: Counters::new(),
+            claims,
+            injection,
+            importers,
+            // SAFETY: `file` is valid, and has its operations already.
+            operations: unsafe { (*file.as_ptr()).f_op },
+            id,
+            mapping <- Mapping::new(file, *id),
+            state <- new_mutex!(State {
+                writer,
+                regions: RBTree::new(),
+                nr_regions: 0,
+                nr_pages: 0,
+                is_fresh: true,
+                spaces: Spaces::new(claims_writer),
+                exclusions: Excluded::NOTHING,
             }),
-            GFP_KERNEL_ACCOUNT,
-        )?;
+        }))?;
         NR_DOMAINS.fetch_add(1, Relaxed);
         // SAFETY: The file is being opened. The domain becomes its private data, which lives until
         // it's released.

@@ -369,6 +369,37 @@ TEST(every_command_is_there)
 	close(fd);
 }
 
+/* What is lost of a domain that can't be made is found when the module is unloaded. */
+TEST(open_leaves_nothing_lost)
+{
+	static struct places places;
+	__u64 baseline = total_pages();
+	unsigned int nth;
+
+	if (!injection_open())
+		SKIP(return, "no fault injection in this kernel");
+	for (nth = 1; nth <= MAX_NTH; nth++) {
+		unsigned int left;
+		int fd;
+
+		arm(nth);
+		fd = p2m_open();
+		left = disarm();
+		if (!left)
+			read_place(&places);
+		if (fd >= 0)
+			close(fd);
+		EXPECT_EQ(baseline, total_pages());
+		if (left) {
+			ASSERT_LE(0, fd);
+			break;
+		}
+	}
+	EXPECT_LT(1, nth);
+	ASSERT_LT(nth, MAX_NTH);
+	list_places(_metadata, &places, "open");
+}
+
 /* A mapping that creates a region has none after a failure. */
 TEST(mmap_of_a_fresh_domain_leaves_nothing_lost)
 {
