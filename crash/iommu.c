@@ -20,7 +20,10 @@
 #define REG_COMMAND_TAIL	0x2008
 
 #define CONTROL_ENABLE		BIT_ULL(0)
+#define CONTROL_COHERENT	BIT_ULL(10)
 #define CONTROL_COMMANDS	BIT_ULL(12)
+/* How it passes on what it's asked: as the firmware says, and the old kernel did. */
+#define CONTROL_KEPT		(BIT_ULL(1) | GENMASK_ULL(11, 5))
 
 #define FEATURE_INVALIDATE_ALL	BIT_ULL(6)
 
@@ -115,6 +118,13 @@ int p2m_crash_find_iommus(void)
 	return ret;
 }
 
+/* On, with no commands and no logs, and reading its tables from caches, too. */
+static u64 control_of(void __iomem *iommu)
+{
+	return (readq(iommu + REG_CONTROL) & CONTROL_KEPT) | CONTROL_ENABLE |
+	       CONTROL_COHERENT;
+}
+
 /* Has an IOMMU do commands, the last of which stores a word behind them. */
 static bool run(void __iomem *iommu, struct command *commands, u64 address, unsigned int nr)
 {
@@ -126,11 +136,11 @@ static bool run(void __iomem *iommu, struct command *commands, u64 address, unsi
 			   (address + PAGE_SIZE - sizeof(*commands));
 	commands[nr].high = 1;
 	/* From their beginning again. */
-	writeq(CONTROL_ENABLE, iommu + REG_CONTROL);
+	writeq(control_of(iommu), iommu + REG_CONTROL);
 	writeq(address | COMMANDS_LENGTH, iommu + REG_COMMANDS);
 	writeq(0, iommu + REG_COMMAND_HEAD);
 	writeq(0, iommu + REG_COMMAND_TAIL);
-	writeq(CONTROL_ENABLE | CONTROL_COMMANDS, iommu + REG_CONTROL);
+	writeq(control_of(iommu) | CONTROL_COMMANDS, iommu + REG_CONTROL);
 	/* The commands are there before the IOMMU hears of them. */
 	wmb();
 	writeq((nr + 1) * sizeof(*commands), iommu + REG_COMMAND_TAIL);
@@ -177,9 +187,9 @@ bool p2m_crash_switch_iommus(u64 device_table, void *commands, u64 address)
 	unsigned int i;
 
 	for (i = 0; i < nr_iommus; i++) {
-		writeq(0, iommus[i] + REG_CONTROL);
+		/* It's never off, or what devices still do would reach memory as it is. */
 		writeq(device_table | DEVICE_TABLE_LENGTH, iommus[i] + REG_DEVICE_TABLE);
-		writeq(CONTROL_ENABLE, iommus[i] + REG_CONTROL);
+		writeq(control_of(iommus[i]), iommus[i] + REG_CONTROL);
 		ok &= forget(iommus[i], commands, address);
 	}
 	return ok;
