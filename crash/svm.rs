@@ -40,6 +40,7 @@ use crate::{
 mod msr {
     pub(super) const PAT: u32 = 0x277;
     pub(super) const EFER: u32 = 0xc000_0080;
+    pub(super) const TSC_RATIO: u32 = 0xc000_0104;
     pub(super) const VM_CR: u32 = 0xc001_0114;
     pub(super) const VM_HSAVE_PA: u32 = 0xc001_0117;
 }
@@ -55,6 +56,14 @@ mod efer {
 
 /// VM_CR.SVMDIS: SVM can't be switched on.
 const VM_CR_SVMDIS: u64 = 1 << 4;
+
+/// The CPUID leaf of what SVM can do, and bits of its EDX.
+const SVM_FEATURES: u32 = 0x8000_000a;
+const NESTED_PAGING: u32 = 1 << 0;
+const TSC_RATIO: u32 = 1 << 4;
+
+/// A guest's time stamp counter runs as the processor's own does: a number with 32 binary places.
+const TSC_RATIO_ONE: u64 = 1 << 32;
 
 /// Where things are in a VMCB.
 mod vmcb {
@@ -170,9 +179,6 @@ fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
 
 impl Engine for Svm {
     fn refusal() -> Option<Refusal> {
-        const SVM_FEATURES: u32 = 0x8000_000a;
-        const NESTED_PAGING: u32 = 1 << 0;
-
         // SAFETY: It has no requirements.
         if !unsafe { ffi::p2m_crash_has_svm() } {
             return Some(Refusal::NoEngine);
@@ -228,6 +234,12 @@ impl Engine for Svm {
         if !is_on {
             return End::NotEntered;
         }
+        // KVM leaves that of its last guest, which the crash kernel would take for the machine's.
+        let [_, _, _, features] = cpuid(SVM_FEATURES, 0);
+        if features & TSC_RATIO != 0 {
+            // SAFETY: It's about guests only.
+            let _ = unsafe { write_msr(msr::TSC_RATIO, TSC_RATIO_ONE) };
+        }
         let mut registers = Registers {
             rsi: self.read(vmcb::RAX),
             ..Registers::default()
@@ -237,12 +249,20 @@ impl Engine for Svm {
         let address = self.vmcb.address();
         // SAFETY: SVM is on, and it's a page of ours. Nobody waits for an interrupt any more.
         unsafe { ffi::p2m_crash_svm_begin(host_vmcb) };
+        let mut has_run = false;
         loop {
             // SAFETY: The VMCB is one, and what the guest may do doesn't touch us: all other memory
             // than what it may have is read-only to it, by the safety requirements of this function.
             unsafe { ffi::p2m_crash_svm_run(address, &mut registers, host_vmcb) };
             self.vmcb.write(vmcb::TLB_CONTROL, [0u8]);
-            if let Err(end) = self.handle(&mut registers) {
+            let handled = self.handle(&mut registers);
+            // What is refused later has run before.
+            let handled = handled.map_err(|end| match end {
+                End::NotEntered if has_run => End::Unknown(exit::INVALID),
+                end => end,
+            });
+            has_run = true;
+            if let Err(end) = handled {
                 pr_emerg!("the crash kernel left, {}\n", State(self));
                 // SAFETY: It undoes what was done above.
                 unsafe { ffi::p2m_crash_svm_end() };
