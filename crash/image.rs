@@ -5,6 +5,7 @@
 use core::{
     ptr,
     sync::atomic::{
+        AtomicBool,
         AtomicPtr,
         AtomicU64,
         Ordering, //
@@ -489,6 +490,9 @@ kernel::sync::global_lock! {
 /// It's null or came from a `KBox<Image>`, and is only changed with `LOADING` held.
 static LOADED: AtomicPtr<Image> = AtomicPtr::new(ptr::null_mut());
 
+/// Whether the image that is loaded was entered. A fault in there panics again.
+static IS_ENTERED: AtomicBool = AtomicBool::new(false);
+
 /// Where the registers of the processor that panics are written. Null, or a page.
 static NOTE: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 
@@ -500,7 +504,7 @@ static NOTE: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 unsafe extern "C" fn panicked(registers: *const bindings::pt_regs) {
     let note = NOTE.load(Ordering::Acquire);
     let image = LOADED.load(Ordering::Acquire);
-    if image.is_null() || note.is_null() {
+    if image.is_null() || note.is_null() || IS_ENTERED.swap(true, Ordering::AcqRel) {
         return;
     }
     pr_emerg!("entering the crash kernel\n");
@@ -508,8 +512,8 @@ unsafe extern "C" fn panicked(registers: *const bindings::pt_regs) {
     // requirements of this function.
     unsafe { ffi::p2m_crash_write_note(note, PAGE_SIZE, registers) };
     // SAFETY: By the invariants of `LOADED`, it's an image. `panic()` stops all other processors before
-    // it calls notifiers, and is called once. So nobody frees or uses it: a processor that was freeing
-    // one had put another one here before.
+    // it calls notifiers, and here it's entered once. So nobody frees or uses it: a processor that was
+    // freeing one had put another one here before.
     let obstacle = unsafe { (*image).enter() };
     pr_emerg!("the crash kernel wasn't started: {obstacle}\n");
 }
@@ -608,6 +612,7 @@ pub(crate) fn info(_: &Session, info: &mut abi::p2m_crash_info) -> Result {
             info.out_base = 0;
         }
     }
+    info.__reserved = 0;
     info.out_note = NOTE_ADDRESS.load(Ordering::Acquire);
     info.out_note_size = PAGE_SIZE as u64;
     info.out_nr_iommus = iommu::nr_iommus();
