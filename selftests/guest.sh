@@ -14,9 +14,10 @@
 # more, at the first instruction of the handler. If that came from user mode, it's before
 # SWAPGS. A test in which that happens is run once more there, and says so.
 #
-# The machine itself has died there, too, which that does not explain: twice in silence, once
-# as the end of the stack of the thread in KVM_RUN was overwritten. That one isn't
-# understood; it may be anybody's.
+# The machine itself dies there, too, now and then. In two that were looked into, the processor was
+# at the instruction behind VMRUN, which reads the stack, with what VMLOAD had loaded of the guest
+# still in FS, GS and TR. It faulted and found no IDT, though its page tables had both. In a third
+# one, the stack was full of faults in the entry of faults, down to its end.
 
 # The functions of this file are run by name.
 # shellcheck disable=SC2317
