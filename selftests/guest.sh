@@ -6,18 +6,6 @@
 # it thinks of it, by guest_init, which is its first process.
 #
 # The kernel is that of P2M_GUEST_KERNEL, or found where kernels are.
-#
-# Where QEMU emulates the processor, a kernel in a virtual machine may die of a triple
-# fault that nobody made, whatever its memory is: when VMRUN injects an interrupt,
-# helper_vmrun() leaves its number as that of an exception, and if the thread of the
-# processor is asked to leave its loop before the next exception, it is delivered once
-# more, at the first instruction of the handler. If that came from user mode, it's before
-# SWAPGS. A test in which that happens is run once more there, and says so.
-#
-# The machine itself dies there, too, now and then. In two that were looked into, the processor was
-# at the instruction behind VMRUN, which reads the stack, with what VMLOAD had loaded of the guest
-# still in FS, GS and TR. It faulted and found no IDT, though its page tables had both. In a third
-# one, the stack was full of faults in the entry of faults, down to its end.
 
 # The functions of this file are run by name.
 # shellcheck disable=SC2317
@@ -33,6 +21,7 @@ readonly patience=$((300 * ${P2M_TIMEOUT_FACTOR:-1}))
 ending=KILL
 programs=${P2M_GUEST_PROGRAMS:-$(dirname "$0")}
 init=$programs/guest_init
+vm=$(dirname "$0")/vm.sh
 scan=$programs/guest_scan
 
 tests=(
@@ -75,7 +64,7 @@ start() {
 
 	mkfifo "$tmp/in"
 	exec {in}<>"$tmp/in"
-	"$p2m" guest run --kernel "$kernel" --initrd "$work/initrd" "$@" \
+	"$vm" "$p2m" guest run --kernel "$kernel" --initrd "$work/initrd" "$@" \
 		--append "quiet no_timer_check panic=-1 $append" \
 		<"$tmp/in" >"$tmp/console" 2>"$tmp/said" &
 	pid=$!
@@ -298,7 +287,7 @@ load_says_what_is_wrong() {
 }
 
 run_says_what_is_wrong() {
-	local before
+	local before as=("$vm")
 
 	before=$(pages)
 	# That it's there is the last thing that is asked for before there is memory.
@@ -456,7 +445,7 @@ ctrl_c_frees_everything() {
 	local before
 
 	before=$(pages)
-	P2M=$p2m python3 - "$kernel" <<-'END' || fail 'Ctrl-C on a terminal'
+	P2M=$p2m "$vm" python3 - "$kernel" <<-'END' || fail 'Ctrl-C on a terminal'
 		import os, pty, select, sys, termios, time
 
 		pid, terminal = pty.fork()
@@ -498,7 +487,7 @@ qemu_boots_the_kernel_in_a_region() {
 	seed=0x$(od -An -tx8 -N8 /dev/urandom | tr -d ' ')
 	mkfifo "$tmp/in"
 	exec {in}<>"$tmp/in"
-	qemu-system-x86_64 -accel kvm -cpu host -m 192M -nodefaults -display none -no-reboot \
+	"$vm" qemu-system-x86_64 -accel kvm -cpu host -m 192M -nodefaults -display none -no-reboot \
 		-object "memory-backend-file,id=ram,size=192M,mem-path=$device,share=on" \
 		-machine pc,memory-backend=ram -kernel "$kernel" -initrd "$work/initrd" \
 		-append "console=ttyS0 quiet no_timer_check panic=-1 memmap=1M\$150M
@@ -516,18 +505,6 @@ qemu_boots_the_kernel_in_a_region() {
 	is "$status" 0 'exit status of QEMU'
 	is "$(tr -d '\r' <"$tmp/status")" 5 'exit status of the guest'
 	is "$(pages)" "$before" 'number of pages'
-}
-
-# Whether the processor is one that QEMU emulates.
-is_emulated() {
-	grep -q '^model name.*QEMU TCG' /proc/cpuinfo
-}
-
-# try TEST NUMBER: run a test, with a directory of its own.
-try() {
-	tmp=$work/$1.$2
-	mkdir "$tmp"
-	run_test "$1"
 }
 
 # That the device is there proves nothing.
@@ -574,11 +551,9 @@ for test in "${tests[@]}"; do
 		echo '# no KVM'
 		status=4
 	else
-		try "$test" 1
-	fi
-	if ((status == 1)) && is_emulated && grep -qs 'triple fault' "$tmp"/{err,said}; then
-		echo '# a triple fault on an emulated processor: once more'
-		try "$test" 2
+		tmp=$work/$test
+		mkdir "$tmp"
+		run_test "$test"
 	fi
 	result "$test"
 done
