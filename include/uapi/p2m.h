@@ -922,6 +922,9 @@ struct p2m_space_access {
  *  - EBUSY: a space maps a page of the range, or has a table there; or the range
  *    has a part of a superpage that is pinned. A space of which the native tables lead
  *    to more tables than there are is taken to map all pages.
+ *  - ENOSPC: to split a superpage that is partly in the range, leaves of a space would
+ *    have to be split, and its table pool has too few pages.
+ *  - EADDRNOTAVAIL: there is memory, but no frames that satisfy the policy, to split one.
  */
 struct p2m_release {
 	__u32 size;
@@ -1242,6 +1245,7 @@ struct p2m_fail_nth {
  *  - EBUSY: it's one of a superpage of which others are pinned, or a table.
  *  - ENOSPC: to split the superpage, leaves of a space of the other domain would have
  *    to be split, and its table pool has too few pages.
+ *  - EADDRNOTAVAIL: there is memory, but no frames that satisfy the policy, to split it.
  *  - EEXIST: the slot isn't empty.
  *  - ENOENT: the slot is in no region.
  */
@@ -1428,6 +1432,8 @@ struct p2m_dma_plan {
  *    memory.
  *  - EBUSY: a superpage that is partly in the range can't be split, as it is pinned
  *    or has a table of a space.
+ *  - ENOSPC, EADDRNOTAVAIL: nor can it for want of pages in the table pool of a space, or
+ *    of frames that satisfy the policy.
  *  - EACCES: @fd_flags ask for writing, and the domain's descriptor wasn't opened
  *    for it.
  *  - EMFILE: too many descriptors.
