@@ -593,6 +593,9 @@ impl Domain {
     /// are there.
     fn install_guards(&self, writer: &mut Writer, source: &mut Filtered) -> Result {
         let guards = source.take_guards()?;
+        if guards.is_empty() {
+            return Ok(());
+        }
         let views = self.mapping.lock();
         let mut result = Ok(());
         for &mfn in &guards {

@@ -623,6 +623,12 @@ impl Excluded {
         besides: (0, 0),
     };
 
+    /// Returns whether it's the very set, not only an equal one.
+    fn is_same(&self, other: &Self) -> bool {
+        let address = |set: &Self| set.ranges.as_ref().map(|ranges| ranges.as_ptr());
+        address(self) == address(other) && self.besides == other.besides
+    }
+
     fn ranges(&self) -> Exclusions<'_> {
         Exclusions(self.ranges.as_ref().map_or(&[], |ranges| ranges.as_slice()))
     }
@@ -791,6 +797,11 @@ impl Filtered {
             }
         }
         Ok(core::mem::replace(&mut self.guards, KVVec::new()))
+    }
+
+    /// Returns whether it keeps out of these frames, as they were when it was made.
+    pub(crate) fn keeps_out_of(&self, exclusions: &Excluded) -> bool {
+        self.exclusions.is_same(exclusions)
     }
 
     /// Returns why frames can't be had, given why the allocator has no more.

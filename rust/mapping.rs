@@ -144,7 +144,8 @@ impl Views for Invalidation<'_> {
     }
 }
 
-/// Tells those who trace a domain, by its number, of changes. Nobody has it mapped any more.
+/// Tells those who trace a domain, by its number, of changes. It's for when nobody has it mapped any
+/// more, and for changes that take nothing away and replace no leaf.
 pub(crate) struct Tracer(pub(crate) u64);
 
 impl Views for Tracer {

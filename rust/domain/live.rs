@@ -27,6 +27,13 @@ pub(crate) const BATCH: usize = 512;
 /// How often another frame is tried for one page that must not be next to its neighbours.
 const MAX_TRIES: usize = 16;
 
+/// What is asked of the frame for a PFN.
+#[derive(PartialEq, Eq)]
+struct Wanted {
+    policy: Policy,
+    origin: Origin,
+}
+
 /// What became of pages that should get other frames.
 #[derive(Default)]
 pub(crate) struct Moved {
@@ -203,67 +210,88 @@ impl Domain {
     /// Takes a page for a PFN that was touched, if it's in a region where that is so.
     pub(crate) fn populate_on_touch(&self, pfn: Pfn) -> Result {
         let mut state = self.state.lock();
-        let region = state.region_of(pfn.get()).ok_or(EFAULT)?;
-        if region.flags & abi::P2M_REGION_ON_DEMAND == 0 {
-            return Err(EFAULT);
-        }
-        match self.maps.lookup(&self.store, pfn) {
-            Entry::Invalid => (),
-            // Another thread was faster.
-            Entry::Present(_) | Entry::Foreign(_) => return Ok(()),
-            Entry::Identity(_) => return Err(EFAULT),
-        }
-        let policy = rule(region.policy, region.seed)?;
-        let origin = region.origin;
+        let Some(wanted) = self.wanted_on_touch(&state, pfn)? else {
+            return Ok(());
+        };
         let start = pfn.get() - pfn.get() % SUPERPAGE_PAGES;
         let place = PfnRange::new(start, SUPERPAGE_PAGES)?;
         if self.populate_superpage(&mut state, place)? {
             return Ok(());
         }
-        let mut source = self.source(&state, origin);
-        let neighbours = self.neighbours(pfn);
+        let mut source = self.source(&state, wanted.origin);
+        drop(state);
+
         let mut tried = [Mfn::ZERO; MAX_TRIES];
         let mut nr_tried = 0;
         let result = loop {
-            let Some(place) = tried.get_mut(nr_tried) else {
+            let Some(slot) = tried.get_mut(nr_tried) else {
                 break Err(ENOMEM);
             };
+            // That it's zeroed takes longer than all else, so others may go on meanwhile.
             let Some(mfn) = source.alloc(0) else {
                 break Err(ENOMEM);
             };
-            *place = mfn;
+            *slot = mfn;
             nr_tried += 1;
-            let is_next = |other: &Mfn| mfn.is_adjacent_to(*other);
-            if !matches!(policy, Policy::Scatter { .. })
-                || !neighbours.iter().flatten().any(is_next)
-            {
-                nr_tried -= 1;
-                break Ok(mfn);
+            let mut state = self.state.lock();
+            match self.wanted_on_touch(&state, pfn) {
+                Ok(Some(now)) if now == wanted && source.keeps_out_of(&state.exclusions) => (),
+                // If it's still to be populated, the caller finds that out.
+                Ok(_) => break Ok(()),
+                Err(error) => break Err(error),
             }
+            let is_next = |other: &Mfn| mfn.is_adjacent_to(*other);
+            if matches!(wanted.policy, Policy::Scatter { .. })
+                && self.neighbours(pfn).iter().flatten().any(is_next)
+            {
+                continue;
+            }
+            if let Err(error) = self.set_untouched(&mut state.writer, pfn, mfn) {
+                break Err(error);
+            }
+            nr_tried -= 1;
+            self.counters.add(Counter::Populated, 1);
+            if let Ok(range) = PfnRange::new(pfn.get(), 1) {
+                self.raise_end_mfn(&mut state.writer, range);
+            }
+            // The page is there, whether or not there was memory to note what guards it.
+            let _ = self.install_guards(&mut state.writer, &mut source);
+            break Ok(());
         };
-        let result = result.and_then(|mfn| {
-            let views = self.mapping.lock();
-            self.maps
-                .set(
-                    &mut state.writer,
-                    &self.store,
-                    &views,
-                    pfn,
-                    Entry::Present(mfn),
-                )
-                .inspect_err(|_| source.free(mfn))?;
-            Ok(())
-        });
         for &mfn in tried.iter().take(nr_tried) {
             source.free(mfn);
         }
-        result?;
-        self.counters.add(Counter::Populated, 1);
-        if let Ok(range) = PfnRange::new(pfn.get(), 1) {
-            self.raise_end_mfn(&mut state.writer, range);
+        result
+    }
+
+    /// Returns what is asked of the frame for a PFN that was touched, if there shall be one.
+    fn wanted_on_touch(&self, state: &State, pfn: Pfn) -> Result<Option<Wanted>> {
+        let region = state.region_of(pfn.get()).ok_or(EFAULT)?;
+        if region.flags & abi::P2M_REGION_ON_DEMAND == 0 {
+            return Err(EFAULT);
         }
-        // The page is there, whether or not there was memory to note what guards it.
-        let _ = self.install_guards(&mut state.writer, &mut source);
+        match self.maps.lookup(&self.store, pfn) {
+            Entry::Invalid => Ok(Some(Wanted {
+                policy: rule(region.policy, region.seed)?,
+                origin: region.origin,
+            })),
+            // Another thread was faster.
+            Entry::Present(_) | Entry::Foreign(_) => Ok(None),
+            Entry::Identity(_) => Err(EFAULT),
+        }
+    }
+
+    /// Puts a frame at a PFN where nothing is. Other faults need not wait for that: nothing is taken
+    /// away, unless it's a leaf that is replaced, which the tables' mappings show.
+    fn set_untouched(&self, writer: &mut Writer, pfn: Pfn, mfn: Mfn) -> Result {
+        let entry = Entry::Present(mfn);
+        if self.maps.has_leaves(&self.store, pfn, mfn) {
+            self.maps
+                .set(writer, &self.store, &Tracer(self.id), pfn, entry)?;
+        } else {
+            let views = self.mapping.lock();
+            self.maps.set(writer, &self.store, &views, pfn, entry)?;
+        }
         Ok(())
     }
 

@@ -343,6 +343,12 @@ impl Maps {
         leaf.unwrap_or_else(|| store.missing(0))
     }
 
+    /// Returns whether both maps have leaves for a frame at a PFN: then to [set](Self::set) it, where
+    /// nothing is, replaces none.
+    pub fn has_leaves<S: TableStore>(&self, store: &S, pfn: Pfn, mfn: Mfn) -> bool {
+        self.p2m.has_leaf(store, pfn.get()) && self.m2p.has_leaf(store, mfn.get())
+    }
+
     fn watch<'a, S, V>(&self, store: &'a S, views: &'a V, which: Which) -> Generation<'a, S, V> {
         Generation {
             store,

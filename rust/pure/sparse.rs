@@ -265,6 +265,14 @@ impl Sparse {
         }
     }
 
+    /// Returns whether the leaf with the word at `index` is a table of its own, so that to store a
+    /// word there replaces no leaf.
+    #[inline]
+    pub fn has_leaf<S: TableStore>(&self, store: &S, index: u64) -> bool {
+        self.leaf(store, index)
+            .is_some_and(|leaf| leaf != store.missing(0))
+    }
+
     /// Returns the leaf with the word at `index`, to look at many of its words.
     #[inline]
     pub fn words<'a, S: TableStore>(&self, store: &'a S, index: u64) -> Leaf<'a> {
