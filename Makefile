@@ -15,7 +15,8 @@ p2m: a pseudo-physical to machine mapping, as a kernel module in Rust
 
   make run        build, boot a guest, load the module and show what it does
   make test       run the tests, on the host and in guests (of test-crash, the short ones)
-  make test-debug run those of the guest on a debug kernel, that is built first
+  make test-debug run those of the guest on a debug kernel, that is built first: TEST='NAME...'
+                  for some of the programs
   make test-crash have guests panic with a crash kernel loaded: TEST='NAME...' for some of
                   the tests (see qemu/test-crash), CRASHES=N for as many panics in a row
   make fuzz       a long run of the fuzzer of system calls: FUZZ='--ops N --seed N',
@@ -52,8 +53,13 @@ test: module tools selftests
 	@qemu/test
 
 # The modules, the kernel and the guest all follow KERNEL.
+ifeq ($(KERNEL),debug)
+test-debug: module tools selftests
+	@qemu/test $(TEST)
+else
 test-debug:
-	@$(MAKE) KERNEL=debug test
+	@$(MAKE) KERNEL=debug test-debug
+endif
 
 # Ten million calls, unless FUZZ says otherwise, without a time limit. The last list stays
 # where it is found when the kernel is no more.
