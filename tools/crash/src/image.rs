@@ -297,13 +297,15 @@ impl Image {
             .map(str::to_owned)
             .collect();
         // One processor, devices that are in any state, no waiting after a panic; a firmware that
-        // has never heard of memory up there, but tells of the old kernel's that was added later.
+        // has never heard of memory up there, but tells of the old kernel's that was added later;
+        // IOMMUs that are programmed, or stay off: they don't know what addresses mean up there.
         for word in [
             "nr_cpus=1",
             "reset_devices",
             "panic=-1",
             "disable_mtrr_trim",
             "acpi_no_memhotplug",
+            "amd_iommu=off",
         ] {
             words.push(word.to_owned());
         }
@@ -311,8 +313,8 @@ impl Image {
         // The timers may be in no state to measure it.
         words.extend(info.tsc_khz.map(|khz| format!("tsc_early_khz={khz}")));
         if recipe.iommu {
-            // They are programmed, and devices reach all of the memory.
-            words.extend(["amd_iommu=off", "swiotlb=noforce"].map(str::to_owned));
+            // Devices reach all of the memory.
+            words.push("swiotlb=noforce".to_owned());
         } else if !recipe.low.is_empty() {
             // Half of it for bounce buffers, as drivers also need memory that stays theirs.
             let bytes: u64 = recipe.low.iter().map(|range| range.end - range.start).sum();
@@ -592,7 +594,11 @@ mod tests {
             expected.map(|(phys, length)| (virt + phys, phys, length))
         );
         let line = command_line(&image);
-        for word in ["swiotlb=2048", "p2m_crash_helper.limit=0xffffffff"] {
+        for word in [
+            "amd_iommu=off",
+            "swiotlb=2048",
+            "p2m_crash_helper.limit=0xffffffff",
+        ] {
             assert!(line.split(' ').any(|other| other == word), "{line}");
         }
         assert!(!line.contains("noforce"), "{line}");
@@ -626,6 +632,7 @@ mod tests {
             "elfcorehdr=0x900010000",
             "tsc_early_khz=2600000",
             "amd_iommu=off",
+            "swiotlb=noforce",
         ] {
             assert!(
                 line.split(' ').any(|other| other == word),
