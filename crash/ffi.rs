@@ -86,6 +86,7 @@ extern "C" {
     pub(crate) fn p2m_crash_find_iommus() -> c_int;
     pub(crate) fn p2m_crash_forget_iommus();
     pub(crate) fn p2m_crash_nr_iommus() -> c_uint;
+    pub(crate) fn p2m_crash_has_active_iommu() -> bool;
     pub(crate) fn p2m_crash_switch_iommus(
         device_table: u64,
         commands: *mut c_void,

@@ -181,6 +181,14 @@ impl Image {
             Refusal::LockedDown => EPERM,
             _ => EOPNOTSUPP,
         })?;
+        let has_dma = command.flags & abi::P2M_CRASH_IOMMU != 0;
+        if has_dma && iommu::nr_iommus() == 0 {
+            return Err(EOPNOTSUPP);
+        }
+        // With the tables of the old kernel, neither DMA nor interrupts come where they should.
+        if !has_dma && iommu::is_active() {
+            return Err(EBUSY);
+        }
 
         let mut window = Window::new(base, nr_pages)?;
         let mut segments =
@@ -217,10 +225,6 @@ impl Image {
             return Err(ENOMEM);
         }
 
-        let has_dma = command.flags & abi::P2M_CRASH_IOMMU != 0;
-        if has_dma && iommu::nr_iommus() == 0 {
-            return Err(EOPNOTSUPP);
-        }
         let low_ranges = match &low {
             Some(low) => low.ranges()?,
             None => KVec::new(),

@@ -60,6 +60,17 @@ unsigned int p2m_crash_nr_iommus(void)
 	return nr_iommus;
 }
 
+/* Whether one is on, with tables of this kernel. */
+bool p2m_crash_has_active_iommu(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < nr_iommus; i++)
+		if (readq(iommus[i] + REG_CONTROL) & CONTROL_ENABLE)
+			return true;
+	return false;
+}
+
 static int add_iommu(u64 address)
 {
 	unsigned int i;

@@ -137,6 +137,12 @@ pub(crate) fn nr_iommus() -> u32 {
     unsafe { ffi::p2m_crash_nr_iommus() }
 }
 
+/// Returns whether one of them is on.
+pub(crate) fn is_active() -> bool {
+    // SAFETY: It has no requirements.
+    unsafe { ffi::p2m_crash_has_active_iommu() }
+}
+
 /// What the IOMMUs are given.
 pub(crate) struct DeviceTable {
     /// An entry for each of the devices that there can be, all the same.

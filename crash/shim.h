@@ -78,6 +78,7 @@ void p2m_crash_quiesce(void);
 int p2m_crash_find_iommus(void);
 void p2m_crash_forget_iommus(void);
 unsigned int p2m_crash_nr_iommus(void);
+bool p2m_crash_has_active_iommu(void);
 bool p2m_crash_switch_iommus(u64 device_table, void *commands, u64 address);
 
 /* permission.c */

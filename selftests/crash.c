@@ -92,6 +92,9 @@ _Static_assert(P2M_CRASH_MAX_LOW == 128 << 20, "P2M_CRASH_MAX_LOW");
 
 static char data[3 * P2M_PAGE_SIZE];
 
+/* Where there are IOMMUs, one may be on, and it can't be left as it is. */
+static __u32 iommu_flag;
+
 static struct p2m_crash_segment segments[P2M_CRASH_MAX_SEGMENTS + 1];
 
 /* Three pages at the second one, in two segments. */
@@ -109,6 +112,7 @@ static struct p2m_crash_load valid_load(void)
 	};
 	return (struct p2m_crash_load){
 		.size = sizeof(struct p2m_crash_load),
+		.flags = iommu_flag,
 		.memory = MEMORY,
 		.min_memory = 8 * P2M_PAGE_SIZE,
 		.entry = 3 * P2M_PAGE_SIZE,
@@ -372,6 +376,7 @@ FIXTURE_SETUP(crash)
 	ASSERT_LE(0, self->fd);
 	self->info.size = sizeof(self->info);
 	ASSERT_EQ(0, ioctl(self->fd, P2M_CRASH_INFO, &self->info));
+	iommu_flag = self->info.out_nr_iommus ? P2M_CRASH_IOMMU : 0;
 	ASSERT_EQ(0, fstat(self->fd, &stat));
 	self->mode = stat.st_mode & 07777;
 }
@@ -457,10 +462,10 @@ TEST_F(crash, held_memory_is_held)
 	cmd.held_memory = 6 * P2M_PAGE_SIZE;
 	ASSERT_EQ(0, ioctl(self->fd, P2M_CRASH_LOAD, &cmd));
 	EXPECT_EQ(6 * P2M_PAGE_SIZE, status_of(self->fd).out_held);
-	cmd.flags = P2M_CRASH_HOLD_ALL;
+	cmd.flags |= P2M_CRASH_HOLD_ALL;
 	ASSERT_EQ(0, ioctl(self->fd, P2M_CRASH_LOAD, &cmd));
 	EXPECT_EQ(MEMORY, status_of(self->fd).out_held);
-	EXPECT_EQ(P2M_CRASH_HOLD_ALL, status_of(self->fd).out_flags);
+	EXPECT_EQ(cmd.flags, status_of(self->fd).out_flags);
 }
 
 /* Each row makes one thing wrong. */
@@ -529,6 +534,22 @@ TEST_F(crash, wrong_arguments_load_nothing_and_leave_what_is_loaded)
 		EXPECT_EQ(EOPNOTSUPP, call(self->fd, P2M_CRASH_LOAD, &cmd));
 	}
 	EXPECT_EQ(1, status_of(self->fd).out_loaded);
+}
+
+TEST_F(crash, iommu_that_is_on_cannot_be_left_as_it_is)
+{
+	struct p2m_crash_load cmd = valid_load();
+	int error;
+
+	if (self->info.out_refusal)
+		SKIP(return, "refused");
+	ASSERT_EQ(0, load(self->fd));
+	cmd.flags = 0;
+	error = call(self->fd, P2M_CRASH_LOAD, &cmd);
+	if (!error)
+		SKIP(return, "no IOMMU is on");
+	EXPECT_EQ(EBUSY, error);
+	EXPECT_EQ(iommu_flag, status_of(self->fd).out_flags);
 }
 
 TEST_F(crash, wrong_segments_load_nothing)
@@ -628,7 +649,7 @@ TEST_F(crash, low_memory_is_below_4_GiB_and_goes_to_one_load)
 
 	if (self->info.out_refusal)
 		SKIP(return, "refused");
-	cmd.flags = P2M_CRASH_LOW_MEMORY;
+	cmd.flags |= P2M_CRASH_LOW_MEMORY;
 	EXPECT_EQ(ENODATA, call(self->fd, P2M_CRASH_LOAD, &cmd));
 	/* The first is given back. */
 	ASSERT_EQ(0, ioctl(self->fd, P2M_CRASH_LOW, &low));
@@ -647,7 +668,7 @@ TEST_F(crash, low_memory_is_below_4_GiB_and_goes_to_one_load)
 	EXPECT_EQ(low.memory, sum);
 
 	ASSERT_EQ(0, ioctl(self->fd, P2M_CRASH_LOAD, &cmd));
-	EXPECT_EQ(P2M_CRASH_LOW_MEMORY, status_of(self->fd).out_flags);
+	EXPECT_EQ(cmd.flags, status_of(self->fd).out_flags);
 	EXPECT_EQ(low.memory, status_of(self->fd).out_low);
 	EXPECT_EQ(ENODATA, call(self->fd, P2M_CRASH_LOAD, &cmd));
 	ASSERT_EQ(0, load(self->fd));

@@ -201,6 +201,8 @@ struct p2m_crash_frames {
  *  - E2BIG: @memory is larger than P2M_CRASH_MAX_MEMORY, or there are too many
  *    segments.
  *  - EEXIST: segments overlap, each other or @frames.
+ *  - EBUSY: an IOMMU is on, but P2M_CRASH_IOMMU isn't given: DMA and interrupts would go
+ *    where tables of the old kernel say.
  *  - ESTALE: memory or processors were added or removed since @generation.
  *  - ENODATA: P2M_CRASH_LOW_MEMORY, but this open file has no low memory. After any
  *    load with the flag it has none.

@@ -149,6 +149,10 @@ impl Error {
                 "--min-memory has to have room for the kernel and the initramfs, and can't be more \
                  than --memory"
             }
+            (LOAD, Errno::BUSY) => {
+                "an IOMMU is on, and would go on to use tables that the crash kernel knows nothing \
+                 of: leave out --iommu off, or boot with amd_iommu=off"
+            }
             (LOW, Errno::NOMEM) => {
                 "no pieces of memory below 4 GiB are free for DMA: free some, or ask for less or \
                  none with --dma-memory"
