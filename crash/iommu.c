@@ -136,7 +136,7 @@ static u64 control_of(void __iomem *iommu)
 	       CONTROL_COHERENT;
 }
 
-/* Has an IOMMU do commands, the last of which stores a word behind them. */
+/* Switches an IOMMU on and has it do commands, the last of which stores a word behind them. */
 static bool run(void __iomem *iommu, struct command *commands, u64 address, unsigned int nr)
 {
 	u64 *done = (u64 *)(commands + PAGE_SIZE / sizeof(*commands) - 1);
@@ -200,7 +200,6 @@ bool p2m_crash_switch_iommus(u64 device_table, void *commands, u64 address)
 	for (i = 0; i < nr_iommus; i++) {
 		/* It's never off, or what devices still do would reach memory as it is. */
 		writeq(device_table | DEVICE_TABLE_LENGTH, iommus[i] + REG_DEVICE_TABLE);
-		writeq(control_of(iommus[i]), iommus[i] + REG_CONTROL);
 		ok &= forget(iommus[i], commands, address);
 	}
 	return ok;
