@@ -419,21 +419,13 @@ TEST_F(buffer, is_only_read_if_so_exported)
 /* What a processor walks nobody else may write to. */
 TEST_F(buffer, has_no_tables_of_spaces)
 {
-	struct p2m_space_create create = {
-		.size = sizeof(create),
-		.backend = "p2m",
-		.nr_levels = 4,
-		.pool_pfn = BASE,
-		.pool_pages = 8,
-	};
 	int fd;
 
 	/* A page that is pinned can't become one. */
-	ASSERT_EQ(-1, command(self->fd, P2M_SPACE_CREATE, &create));
-	EXPECT_EQ(EBUSY, errno);
+	test_err_space_create(EBUSY, self->fd, "p2m", 4, BASE, 8);
 	drop_view(self);
 	drop_buffer(self);
-	ASSERT_EQ(0, command(self->fd, P2M_SPACE_CREATE, &create));
+	test_cmd_space_create(self->fd, "p2m", 4, BASE, 8);
 	EXPECT_ERRNO(EFAULT, _test_cmd_export(self->fd, BASE, NR_PAGES, O_RDWR));
 	EXPECT_ERRNO(EFAULT, _test_cmd_export(self->fd, BASE - 1, 2, O_RDWR));
 	fd = _test_cmd_export(self->fd, BASE + 8, NR_PAGES - 8, O_RDWR);

@@ -174,13 +174,6 @@ TEST_F(foreign, a_lent_page_is_busy_for_its_owner)
 /* The tables would name a frame that is somebody else's by then. */
 TEST_F(foreign, a_slot_that_a_space_maps_stays)
 {
-	struct p2m_space_create space = {
-		.size = sizeof(space),
-		.backend = "p2m",
-		.nr_levels = 4,
-		.pool_pfn = POOL_PFN,
-		.pool_pages = 8,
-	};
 	struct p2m_space_map map = {
 		.size = sizeof(map),
 		.pfn = 8,
@@ -194,12 +187,13 @@ TEST_F(foreign, a_slot_that_a_space_maps_stays)
 
 	test_cmd_region_create_fixed(self->borrower, P2M_POLICY_ANY, 8, 0,
 				     POOL_PFN);
-	ASSERT_EQ(0, ioctl(self->borrower, P2M_SPACE_CREATE, &space));
+	map.space = unmap.space =
+		test_cmd_space_create(self->borrower, "p2m", 4, POOL_PFN, 8)
+			.out_space;
 	ASSERT_EQ(0, _test_cmd_foreign_map(self->borrower, self->lender, 8, frames,
 					   errors, 4, &nr));
 	ASSERT_EQ(4, nr);
 	self->slots[0] = 1;
-	map.space = unmap.space = space.out_space;
 	ASSERT_EQ(0, ioctl(self->borrower, P2M_SPACE_MAP, &map));
 
 	/* What reads back without a number isn't the first page. */

@@ -314,6 +314,20 @@ int _test_cmd_identity(int fd, __u64 start_pfn, __u64 nr_pages)
 	return ioctl(fd, P2M_IDENTITY, &cmd);
 }
 
+int _test_cmd_space_create(int fd, const char *backend, __u32 nr_levels,
+			   __u64 pool_pfn, __u64 pool_pages,
+			   struct p2m_space_create *cmd)
+{
+	*cmd = (struct p2m_space_create){
+		.size = sizeof(*cmd),
+		.nr_levels = nr_levels,
+		.pool_pfn = pool_pfn,
+		.pool_pages = pool_pages,
+	};
+	memcpy(cmd->backend, backend, strlen(backend));
+	return ioctl(fd, P2M_SPACE_CREATE, cmd);
+}
+
 bool audit_is_clean(int fd, struct p2m_audit *audit)
 {
 	return !_test_cmd_audit(fd, audit) && !audit->out_p2m_bad &&

@@ -71,6 +71,9 @@ int _test_cmd_foreign_map(int fd, int lender, __u64 start_pfn,
 int _test_cmd_foreign_unmap(int fd, __u64 start_pfn, __s32 *errors, __u32 nr,
 			    __u32 *out_nr);
 int _test_cmd_identity(int fd, __u64 start_pfn, __u64 nr_pages);
+int _test_cmd_space_create(int fd, const char *backend, __u32 nr_levels,
+			   __u64 pool_pfn, __u64 pool_pages,
+			   struct p2m_space_create *cmd);
 /* True if an audit finds nothing wrong. */
 bool audit_is_clean(int fd, struct p2m_audit *audit);
 
@@ -180,6 +183,10 @@ bool audit_is_clean(int fd, struct p2m_audit *audit);
 	TEST_CMD(p2m_guard_check, _test_cmd_guard_check, __VA_ARGS__)
 #define test_err_guard_check(err, ...) \
 	TEST_ERR(err, p2m_guard_check, _test_cmd_guard_check, __VA_ARGS__)
+#define test_cmd_space_create(...) \
+	TEST_CMD(p2m_space_create, _test_cmd_space_create, __VA_ARGS__)
+#define test_err_space_create(err, ...) \
+	TEST_ERR(err, p2m_space_create, _test_cmd_space_create, __VA_ARGS__)
 
 /*
  * Single frames. One that has none, or a call that fails, is

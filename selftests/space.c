@@ -64,20 +64,6 @@ enum backend { NATIVE, P2M, LOSSLESS };
 static const char *const backend_names[] = { "native", "p2m", "p2m-lossless" };
 
 /* The commands. What they report is in the structure, also after an error. */
-static int _test_cmd_space_create(int fd, const char *backend, __u32 nr_levels,
-				  __u64 pool_pfn, __u64 pool_pages,
-				  struct p2m_space_create *cmd)
-{
-	*cmd = (struct p2m_space_create){
-		.size = sizeof(*cmd),
-		.nr_levels = nr_levels,
-		.pool_pfn = pool_pfn,
-		.pool_pages = pool_pages,
-	};
-	memcpy(cmd->backend, backend, strlen(backend));
-	return ioctl(fd, P2M_SPACE_CREATE, cmd);
-}
-
 static int _test_cmd_space_destroy(int fd, __u32 space)
 {
 	struct p2m_space_destroy cmd = { .size = sizeof(cmd), .space = space };
@@ -172,10 +158,6 @@ static int _test_cmd_space_access(int fd, __u32 space, __u32 op, __u64 address,
 	return ioctl(fd, P2M_SPACE_ACCESS, cmd);
 }
 
-#define test_cmd_space_create(...) \
-	TEST_CMD(p2m_space_create, _test_cmd_space_create, __VA_ARGS__)
-#define test_err_space_create(err, ...) \
-	TEST_ERR(err, p2m_space_create, _test_cmd_space_create, __VA_ARGS__)
 #define test_cmd_space_destroy(...) \
 	ASSERT_EQ(0, _test_cmd_space_destroy(__VA_ARGS__))
 #define test_err_space_destroy(err, ...) \
