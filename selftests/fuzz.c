@@ -1290,8 +1290,7 @@ static void check_end(void)
 static void run_round(void)
 {
 	const struct list *list = &shared->list;
-	const char *factor = getenv("P2M_TIMEOUT_FACTOR");
-	__u64 limit = ROUND_MS * (factor ? strtoull(factor, NULL, 0) : 1);
+	__u64 limit = ROUND_MS * timeout_factor();
 	__u64 start = now_ms();
 	pid_t pids[NR_PROCS];
 	int i, status, left = 0;

@@ -69,6 +69,7 @@
 #include <unistd.h>
 
 #include "kselftest.h"
+#include "p2m_util.h"
 
 static inline void __kselftest_memset_safe(void *s, int c, size_t n)
 {
@@ -971,14 +972,6 @@ static inline int __bail(int for_realz, struct __test_metadata *t)
 	return 0;
 }
 
-/* Not in the kernel's: a debug kernel needs more time, see run_tests.sh. */
-static int __timeout_factor(void)
-{
-	const char *factor = getenv("P2M_TIMEOUT_FACTOR");
-
-	return factor && atoi(factor) > 0 ? atoi(factor) : 1;
-}
-
 static void __wait_for_test(struct __test_metadata *t)
 {
 	/*
@@ -1003,7 +996,8 @@ static void __wait_for_test(struct __test_metadata *t)
 
 	poll_child.fd = childfd;
 	poll_child.events = POLLIN;
-	ret = poll(&poll_child, 1, t->timeout * 1000 * __timeout_factor());
+	/* The factor is not in the kernel's. */
+	ret = poll(&poll_child, 1, t->timeout * 1000 * timeout_factor());
 	close(childfd);
 	if (ret == -1) {
 		t->exit_code = KSFT_FAIL;

@@ -737,6 +737,13 @@ __u64 now_ms(void)
 	return ts.tv_sec * 1000ULL + ts.tv_nsec / 1000000;
 }
 
+int timeout_factor(void)
+{
+	const char *factor = getenv("P2M_TIMEOUT_FACTOR");
+
+	return factor && atoi(factor) > 0 ? atoi(factor) : 1;
+}
+
 bool module_can_reload(void)
 {
 	const char *path = getenv("P2M_KO");

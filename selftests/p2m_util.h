@@ -304,6 +304,8 @@ void qemu_close(struct qemu *qemu);
 bool write_text(const char *path, const char *text);
 
 __u64 now_ms(void);
+/* How many times as long things may take as elsewhere: what run_tests.sh is told. */
+int timeout_factor(void);
 /* A pseudo-random sequence that is the same in every run. */
 __u64 next_random(__u64 *state);
 
