@@ -61,6 +61,18 @@ fn try_generate(header: &str, allowlist: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Returns what a string of a header says, without the byte that ends it. For constants: what is no
+/// string doesn't compile.
+pub const fn text(string: &[u8]) -> &str {
+    match string.split_last() {
+        Some((0, text)) => match core::str::from_utf8(text) {
+            Ok(text) => text,
+            Err(_) => panic!("not UTF-8"),
+        },
+        _ => panic!("not a C string"),
+    }
+}
+
 /// Makes commands of structures that begin with their own size.
 ///
 /// Each gets its `OPCODE`, `new()`, and `call()`. The structures have to be plain ones: all bits of

@@ -15,15 +15,7 @@ use crate::error::{self, Error, Refusal, Result};
 use crate::image::Image;
 
 /// The device node.
-pub const DEVICE: &str = {
-    match abi::P2M_CRASH_DEVICE.split_last() {
-        Some((0, path)) => match core::str::from_utf8(path) {
-            Ok(path) => path,
-            Err(_) => panic!("not UTF-8"),
-        },
-        _ => panic!("not a C string"),
-    }
-};
+pub const DEVICE: &str = p2m_abi::text(abi::P2M_CRASH_DEVICE);
 
 /// What the segments of a window have to say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

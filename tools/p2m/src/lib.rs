@@ -84,12 +84,4 @@ pub use table::TableView;
 pub use words::Word;
 
 /// The device node.
-pub const DEVICE: &str = {
-    match abi::P2M_DEVICE.split_last() {
-        Some((0, path)) => match core::str::from_utf8(path) {
-            Ok(path) => path,
-            Err(_) => panic!("not UTF-8"),
-        },
-        _ => panic!("not a C string"),
-    }
-};
+pub const DEVICE: &str = p2m_abi::text(abi::P2M_DEVICE);
