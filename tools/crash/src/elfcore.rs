@@ -105,6 +105,7 @@ mod tests {
         ];
         let expected = expected.map(|(kind, virt, phys, length)| ProgramHeader {
             kind,
+            offset: phys,
             virt,
             phys,
             length,

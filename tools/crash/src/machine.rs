@@ -76,7 +76,7 @@ impl Machine {
     pub fn running() -> Result<Self> {
         Ok(Self {
             resources: resources(&read("/proc/iomem")?)?,
-            mapped: mapped(&program_headers("/proc/kcore")?)?,
+            mapped: mapped(&kcore()?.1)?,
             cpu_notes: cpu_notes(Path::new("/sys/devices/system/cpu"))?,
             vmcoreinfo: vmcoreinfo(&read("/sys/kernel/vmcoreinfo")?)?,
             rsdp: match fs::read_to_string("/sys/firmware/efi/systab") {
@@ -130,6 +130,8 @@ pub fn resources(text: &str) -> Result<Vec<Resource>> {
 pub struct ProgramHeader {
     /// What it is about.
     pub kind: u32,
+    /// Where it is in the file.
+    pub offset: u64,
     /// The virtual address.
     pub virt: u64,
     /// The physical address.
@@ -141,17 +143,36 @@ pub struct ProgramHeader {
 /// A program header that is about a piece of memory.
 const PT_LOAD: u32 = 1;
 
-fn program_headers(path: &str) -> Result<Vec<ProgramHeader>> {
+impl ProgramHeader {
+    /// Returns the physical addresses of what is memory. All else that the kernel maps has none: all
+    /// bits are set.
+    pub fn memory(&self) -> Option<Range<u64>> {
+        let end = self.phys.checked_add(self.length)?;
+        (self.kind == PT_LOAD && self.phys < end).then_some(self.phys..end)
+    }
+}
+
+/// The kernel's own memory, as an ELF file.
+pub const KCORE: &str = "/proc/kcore";
+
+/// Opens [`KCORE`], and returns its program headers, too.
+pub fn kcore() -> Result<(File, Vec<ProgramHeader>)> {
+    // Has room for the headers: a few of the kernel, and one for each piece of memory. They come
+    // first. Reading memory as well would take long, and may fail.
+    const MOST: u64 = 1 << 20;
     let fail = |source| Error::File {
-        path: path.into(),
+        path: KCORE.into(),
         source,
     };
-    // Headers come first. Reading memory as well would take long.
-    const MOST: u64 = 64 << 10;
+    let file = File::open(KCORE).map_err(fail)?;
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(fail)?;
-    file.take(MOST).read_to_end(&mut bytes).map_err(fail)?;
-    parse_program_headers(&bytes).ok_or_else(|| Error::content(path, "has no ELF header"))
+    match (&file).take(MOST).read_to_end(&mut bytes) {
+        Err(error) if bytes.is_empty() => return Err(fail(error)),
+        _ => {}
+    }
+    let headers = parse_program_headers(&bytes);
+    let headers = headers.ok_or_else(|| Error::content(KCORE, "has no ELF header"))?;
+    Ok((file, headers))
 }
 
 /// Reads the program headers of a 64-bit ELF file.
@@ -170,6 +191,7 @@ pub fn parse_program_headers(bytes: &[u8]) -> Option<Vec<ProgramHeader>> {
             let at = start.checked_add(number.checked_mul(size)?)?;
             Some(ProgramHeader {
                 kind: u32_at(at)?,
+                offset: u64_at(at.checked_add(0x8)?)?,
                 virt: u64_at(at.checked_add(0x10)?)?,
                 phys: u64_at(at.checked_add(0x18)?)?,
                 length: u64_at(at.checked_add(0x28)?)?,
@@ -182,7 +204,7 @@ pub fn parse_program_headers(bytes: &[u8]) -> Option<Vec<ProgramHeader>> {
 pub fn mapped(headers: &[ProgramHeader]) -> Result<Vec<Mapped>> {
     let mapped: Vec<_> = headers
         .iter()
-        .filter(|header| header.kind == PT_LOAD && header.phys != u64::MAX && header.length > 0)
+        .filter(|header| header.memory().is_some())
         .map(|header| Mapped {
             virt: header.virt,
             phys: header.phys,
@@ -190,7 +212,7 @@ pub fn mapped(headers: &[ProgramHeader]) -> Result<Vec<Mapped>> {
         })
         .collect();
     match mapped.is_empty() {
-        true => Err(Error::content("/proc/kcore", "shows no memory")),
+        true => Err(Error::content(KCORE, "shows no memory")),
         false => Ok(mapped),
     }
 }
@@ -278,6 +300,7 @@ mod tests {
     fn memory_is_what_has_a_physical_address() {
         let header = |kind, phys, length| ProgramHeader {
             kind,
+            offset: 0x1000,
             virt: 0xffff_8880_0000_0000,
             phys,
             length,
@@ -288,6 +311,8 @@ mod tests {
             header(PT_LOAD, 0x1000, 0x9e000),
             header(PT_LOAD, 0x2000, 0),
         ];
+        let memory = headers.map(|header| header.memory());
+        assert_eq!(memory, [None, None, Some(0x1000..0x9_f000), None]);
         let mapped = mapped(&headers).expect("memory");
         assert_eq!(mapped.len(), 1);
         assert_eq!((mapped[0].phys, mapped[0].length), (0x1000, 0x9e000));
@@ -308,6 +333,7 @@ mod tests {
         for length in 0..core.len() - 8 {
             assert_eq!(parse_program_headers(&core[..length]), None, "{length}");
         }
+        assert_eq!(parse_program_headers(&[0; 4096]), None);
     }
 
     #[test]
